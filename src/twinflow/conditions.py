@@ -1,0 +1,45 @@
+"""Row-indexable conditions: select and join rows without knowing what a condition is.
+
+An objective evaluates the network only on the rows that matter, and joins several such sets into
+one call. A condition may be a tensor whose first dimension is the batch, a tuple, list or dict of
+conditions, ``None`` (unconditional models), or any object with ``take(rows)`` and
+``concat(list_of_conditions)`` (a classmethod), such as ``twinflow.pipelines.Condition``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def take_rows(cond: Any, rows: Tensor) -> Any:
+    """Rows ``rows`` (K,) int64 of ``cond``, in that order; repeats are allowed."""
+    if cond is None:
+        return None
+    if isinstance(cond, Tensor):
+        return cond[rows.to(cond.device)]
+    if hasattr(cond, "take"):
+        return cond.take(rows)
+    if isinstance(cond, dict):
+        return {key: take_rows(value, rows) for key, value in cond.items()}
+    if isinstance(cond, (tuple, list)):
+        return type(cond)(take_rows(value, rows) for value in cond)
+    raise TypeError(f"a condition of type {type(cond).__name__} has no rows: give it take() and concat()")
+
+
+def concat_rows(conds: list[Any]) -> Any:
+    """The rows of all ``conds`` after one another; every entry has the same structure."""
+    first = conds[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(conds)
+    if hasattr(first, "concat"):
+        return type(first).concat(conds)
+    if isinstance(first, dict):
+        return {key: concat_rows([c[key] for c in conds]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(concat_rows(list(parts)) for parts in zip(*conds, strict=True))
+    raise TypeError(f"a condition of type {type(first).__name__} has no rows: give it take() and concat()")
