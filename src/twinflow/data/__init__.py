@@ -1,0 +1,1 @@
+"""Data: datasets of images with captions. ShapeWorld is drawn, digits and folders are read."""

@@ -1,0 +1,42 @@
+"""The endless training set: scene ``i`` is a pure function of (seed, i)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinflow.data.shapeworld.captions import TASKS, training_captions
+from twinflow.data.shapeworld.scenes import draw_scene, render
+from twinflow.data.shapeworld.world import get_level
+
+# Training scenes use even entropy words and evaluation scenes odd ones, so that the two never share a scene.
+TRAIN_STREAM, EVAL_STREAM = 0, 1
+
+
+class ShapeWorldDataset:
+    """Map-style dataset of ``length`` scenes; item -> {"pixels": (3, H, W) float32 in [-1, 1], "caption": str}.
+
+    Tasks are drawn uniformly, then a caption of the task, then a scene. Items do not depend on ``length``:
+    a longer set begins with the shorter one.
+    """
+
+    def __init__(self, level: str = "tiny", *, length: int = 50_000, seed: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.level, self.length, self.seed = get_level(level), length, seed
+        self._captions = [training_captions(self.level, task) for task in TASKS]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, TRAIN_STREAM, index])
+        captions = self._captions[rng.integers(len(TASKS))]
+        caption = captions[rng.integers(len(captions))]
+        image = render(draw_scene(caption, rng, self.level), self.level)
+        pixels = torch.from_numpy(image).permute(2, 0, 1) * 2 - 1
+        return {"pixels": pixels.contiguous(), "caption": caption["prompt"]}
