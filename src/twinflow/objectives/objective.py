@@ -1,0 +1,112 @@
+"""What every training objective has in common: the field it trains and the step it returns.
+
+An objective owns no network, optimiser, device or file. It asks a :class:`Field` for velocities and returns
+a :class:`Step` whose ``loss`` is ready for ``backward()``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+
+class Field(Protocol):
+    """A network as the objectives see it: ``field(x_t, t, r, cond) -> v``, the average velocity from t to r.
+
+    ``x_t`` (B, …) state in the dtype of the data given to ``step``; ``t`` (B,) signed time in [-1, 1] and
+    ``r`` (B,) target time, both fp32 (fp64 for fp64 data); ``cond`` a row-indexable condition of B rows;
+    ``v`` (B, …) of any floating dtype, in the convention noise minus data.
+
+    A negative ``t`` is the trajectory of the model's own samples. How the network tells it from ``|t|`` (a
+    negative argument of the sinusoid, a learned sign embedding, …) is the field's business: the objectives
+    just call it with ``(t, r) = (-tau, -tau)``. Rows are evaluated in varying groups, so a row's output must
+    not depend on its neighbours (no batch norm), and dropout, if any, must be off.
+    """
+
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Any, /) -> Tensor: ...
+
+
+@dataclass(kw_only=True)
+class RowLog:
+    """Role, times and loss of each row of a step, in the order of the batch, to explain a bad one."""
+
+    roles: list[str]  # B names; on the host, so reading them never waits for the device
+    t: Tensor  # (B,) on the host
+    r: Tensor  # (B,) on the host
+    loss: Tensor  # (B,) detached, on the device: what the row added to the loss, before the mean
+
+    def describe_non_finite(self) -> list[str]:
+        """One line a row with a NaN or infinite loss. Waits for the device: call it when something is wrong."""
+        bad = (~self.loss.detach().cpu().isfinite()).nonzero().flatten().tolist()
+        return [
+            f"row {i}: role {self.roles[i]}, t = {self.t[i].item():.6g}, r = {self.r[i].item():.6g}, "
+            f"loss = {self.loss[i].item()}"
+            for i in bad
+        ]
+
+
+@dataclass(kw_only=True)
+class Step:
+    """Result of one evaluation of an objective on one batch."""
+
+    loss: Tensor  # () with gradient
+    losses: dict[str, Tensor]  # () detached, by role and "rectify": means over their rows, if there are any
+    metrics: dict[str, float | Tensor]  # detached; a tensor is on the device, reading it waits
+    rows: RowLog
+
+
+class Objective:
+    """Base of all objectives: those without state across steps need nothing but :meth:`step`."""
+
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        cond: Any,
+        *,
+        uncond: Any = None,
+        teacher: Field | None = None,
+        generator: Generator | None = None,
+    ) -> Step:
+        """Loss of ``field`` on the data ``x`` (B, …) under the conditions ``cond``. See the subclass."""
+        raise NotImplementedError
+
+    def set_shard(self, rank: int, world_size: int) -> None:
+        """Tell the objective which of ``world_size`` data-parallel processes it runs in."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size), got rank = {rank}, world_size = {world_size}")
+
+    def state_dict(self) -> dict[str, int]:
+        """What an exact resume needs besides the random generator."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from ``state_dict()``; the number of processes may have changed in between."""
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, got keys {sorted(state)}")
+
+
+def role_means(row_losses: Tensor, roles: list[str]) -> dict[str, Tensor]:
+    """Mean of ``row_losses`` (B,) over the rows of each role present, detached."""
+    rows_of: dict[str, list[int]] = {}
+    for row, role in enumerate(roles):
+        rows_of.setdefault(role, []).append(row)
+    detached = row_losses.detach()
+    return {role: detached[torch.tensor(rows)].mean() for role, rows in rows_of.items()}
+
+
+def check_batch(x: Tensor) -> None:
+    """Raise ``ValueError`` unless ``x`` is a batch of at least one row of floating-point data."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] < 1:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be data of shape (B, …) with at least one row, got {shape}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating point (latents or scaled pixels), got {x.dtype}")
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of times, targets and losses: fp32, or fp64 when the data is fp64."""
+    return torch.promote_types(x.dtype, torch.float32)

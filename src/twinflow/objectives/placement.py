@@ -1,0 +1,93 @@
+"""Where the rows of a step are put: their times, and which of them each part of the step needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twinflow.objectives.draws import Draws
+from twinflow.objectives.roles import ROLE_NAMES
+from twinflow.objectives.settings import AnyStepSettings
+
+ONE_STEP, TANGENT, ANY_STEP, FAKE, CONSISTENCY = range(len(ROLE_NAMES))
+
+
+@dataclass(kw_only=True)
+class Placement:
+    """Times of the B rows of a step, and row numbers (int64) of the rows that take part in something.
+
+    Rows are selected on the host, where the times are known, so the device is never waited for.
+    """
+
+    roles: list[str]  # B names
+    t_host: Tensor  # (B,)
+    r_host: Tensor  # (B,)
+
+    t: Tensor  # (B,) signed
+    r: Tensor  # (B,)
+    is_fake: Tensor  # (B,) bool
+    real: Tensor  # rows that are not fake
+    sampled: Tensor  # rows whose data is the model's own sample
+    guided: Tensor  # rows whose velocity is guided
+    jumping: Tensor  # rows with t - r >= delta, that RCGM integrates for
+    nodes: Tensor  # (order + 1, len(jumping)) times s_0 … s_N of the jumps
+    one_step: Tensor  # rows that are rectified
+
+    @classmethod
+    def of(cls, roles: Tensor, draws: Draws, *, settings: AnyStepSettings, device: torch.device) -> Placement:
+        """Place rows with the role numbers ``roles`` (B,) by the random numbers ``draws``."""
+        is_fake, is_one_step = roles == FAKE, roles == ONE_STEP
+        tau, u = draws.time.cpu(), draws.span.cpu()
+
+        # t: 1 for one_step, -tau for fake, tau for all others.
+        t = torch.where(is_one_step, torch.ones_like(tau), torch.where(is_fake, -tau, tau))
+        # r: 0 for one_step and consistency, t - u rho t for the others; rho = 0 puts fake rows at r = t.
+        rho = torch.ones_like(tau)
+        rho[roles == ANY_STEP] = settings.any_step_span
+        rho[roles == TANGENT] = min(settings.tangent_gap, settings.any_step_span)
+        rho[is_fake] = 0
+        u = torch.where(is_one_step | (roles == CONSISTENCY), torch.ones_like(u), u)
+        r = t * (1 - u * rho)
+
+        low, high = settings.guidance_range
+        guided = ~is_fake & (low < t) & (t < high)
+        jumping = _rows(~is_fake & (t - r >= settings.delta))
+        sampled = torch.ones_like(is_fake) if settings.image_free else is_fake
+        inner = draws.nodes.cpu()[:, jumping] if settings.nodes == "random" else None
+        s_0 = torch.maximum(t - settings.delta, r)[jumping]
+        nodes = jump_nodes(start=s_0, end=r[jumping], order=settings.order, inner=inner)
+        return cls(
+            roles=[ROLE_NAMES[role] for role in roles.tolist()],
+            t_host=t,
+            r_host=r,
+            t=t.to(device),
+            r=r.to(device),
+            is_fake=is_fake.to(device),
+            real=_rows(~is_fake).to(device),
+            sampled=_rows(sampled).to(device),
+            guided=_rows(guided).to(device),
+            jumping=jumping.to(device),
+            nodes=nodes.to(device),
+            one_step=_rows(is_one_step).to(device),
+        )
+
+
+def jump_nodes(*, start: Tensor, end: Tensor, order: int, inner: Tensor | None = None) -> Tensor:
+    """Times (order + 1, K) from ``start`` (K,) down to ``end`` (K,), both included exactly.
+
+    Evenly spaced; or, given ``inner`` (order - 1, K) of U(0, 1), as the paper draws them, each uniform between
+    ``end`` and its predecessor.
+    """
+    if inner is None:
+        share = torch.linspace(0, 1, order + 1, dtype=start.dtype)[:, None]
+        return start * (1 - share) + end * share
+    nodes = [start]
+    for u in inner:
+        nodes.append(end + u * (nodes[-1] - end))
+    return torch.stack([*nodes, end])
+
+
+def _rows(mask: Tensor) -> Tensor:
+    return mask.nonzero().flatten()

@@ -1,0 +1,192 @@
+"""The knobs of the any-step objectives, each with what it does to the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from twinflow.objectives.losses import validate_distance
+from twinflow.objectives.objective import Field, Objective, check_batch
+from twinflow.objectives.queries import count_rows
+from twinflow.objectives.roles import RoleRotation, Roles
+from twinflow.objectives.times import TimeDistribution
+
+
+@dataclass(kw_only=True)
+class AnyStepSettings(Objective):
+    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults are those of the source's full training.
+
+    ``roles``: shares of the rows that each loss gets, see :class:`Roles`; a mapping names those above 0.
+
+    **Jumps (eq. 1).** ``order``: number N of teacher jumps that the student's one jump is compared with; each
+    costs a no-grad forward. 2 is the paper's; 1 is consistency training, cheaper and less stable.
+    ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta)) but amplifies the
+    rounding of the network by 1/delta. ``clamp``: bound on each element of the residual, which keeps early
+    training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of the jumps,
+    ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that
+    any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows. ``tangent_gap``:
+    the same for tangent rows; 0 makes them plain flow matching.
+
+    **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so that
+    sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
+    1 / (1 - omega), hence omega < 1; with ``"frozen"`` it is 1 + omega. Higher: sharper, closer to the
+    prompt, less diverse. ``guidance_range``: only rows with t strictly inside are guided. Leave out the ends
+    for more diversity.
+
+    **Teacher.** ``"self"``: the student's present weights; no second copy and the fewest calls. ``"ema"``:
+    their average, steadier. ``"frozen"``: the initial model, for the guidance alone; jumps use the student.
+
+    **Loss.** ``loss``: ``"barron"`` gives each row a gradient of the same size whatever its error
+    (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out); ``"l2"`` favours the rows
+    with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to 4.08 to 1, ``"none"`` does not.
+
+    **Rectification (eq. 9).** ``rectify``: kappa, the pull of the one-step samples' distribution to the
+    model's own data distribution; what makes one step sharp. Too high: loss of diversity, or instability
+    while the fake trajectory is still wrong. 0 is off. ``rectify_clamp``: bound on its elements, or ``None``.
+
+    ``time``: distribution of t, see :class:`TimeDistribution`. ``image_free``: train without images: data is
+    the student's own one-step sample of each prompt, and guidance comes from the teacher. With
+    ``teacher="frozen"`` the velocity is the teacher's guided one alone, at the scale omega.
+
+    ``lockstep``: call the networks equally often in every step, if need be on one spare row. Needed when the
+    processes shard the weights (FSDP); costs a little otherwise.
+
+    How the network learns that t < 0 is no setting here: the objectives call it with negative times, and
+    whether it feeds them to its sinusoid or maps them to ``|t|`` and a learned sign embedding is the field's choice.
+    """
+
+    roles: Roles | Mapping[str, float] = field(default_factory=Roles)
+    order: int = 2
+    delta: float = 0.01
+    clamp: float | None = 1.0
+    nodes: Literal["uniform", "random"] = "uniform"
+    any_step_span: float = 1.0
+    tangent_gap: float = 0.05
+    guidance: float = 0.5
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    teacher: Literal["self", "ema", "frozen"] = "ema"
+    loss: Literal["barron", "l2"] = "barron"
+    barron_alpha: float = 1.0
+    barron_c: float = 1e-3
+    weighting: Literal["tangent", "none"] = "tangent"
+    rectify: float = 0.5
+    rectify_clamp: float | None = 1.0
+    time: TimeDistribution | Mapping[str, Any] = field(default_factory=TimeDistribution)
+    image_free: bool = False
+    lockstep: bool = False
+
+    def __post_init__(self) -> None:
+        self.roles = Roles.of(self.roles)
+        self.time = TimeDistribution.of(self.time)
+        self.guidance_range = (float(self.guidance_range[0]), float(self.guidance_range[1]))
+        self._validate()
+        self._rotation = RoleRotation(self.roles)
+
+    def _validate(self) -> None:
+        def need(good: bool, key: str, allowed: str) -> None:
+            if not good:
+                raise ValueError(f"{key} must be {allowed}, got {getattr(self, key)!r}")
+
+        need(isinstance(self.order, int) and self.order >= 1, "order", "a whole number of at least 1")
+        need(0 < self.delta < 1, "delta", "in (0, 1)")
+        need(self.clamp is None or self.clamp > 0, "clamp", "positive, or None for no clamp")
+        need(self.nodes in ("uniform", "random"), "nodes", "'uniform' or 'random'")
+        need(0 < self.any_step_span <= 1, "any_step_span", "in (0, 1]")
+        need(0 <= self.tangent_gap <= 1, "tangent_gap", "in [0, 1]")
+        need(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", "finite and at least 0")
+        low, high = self.guidance_range
+        need(0 <= low < high <= 1, "guidance_range", "two times (a, b) with 0 <= a < b <= 1")
+        need(self.teacher in ("self", "ema", "frozen"), "teacher", "'self', 'ema' or 'frozen'")
+        need(self.weighting in ("tangent", "none"), "weighting", "'tangent' or 'none'")
+        need(math.isfinite(self.rectify) and self.rectify >= 0, "rectify", "finite and at least 0")
+        need(
+            self.rectify_clamp is None or self.rectify_clamp > 0,
+            "rectify_clamp",
+            "positive, or None for no clamp",
+        )
+        validate_distance(self.loss, alpha=self.barron_alpha, c=self.barron_c)
+        if self.teacher != "frozen" and self.guidance >= 1:
+            raise ValueError(
+                f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt scale is "
+                "1 / (1 - guidance). For stronger guidance use teacher='frozen', whose scale is 1 + guidance"
+            )
+        if self.image_free and self.teacher == "frozen" and self.guidance == 0:
+            raise ValueError(
+                "guidance must be positive with image_free=True and teacher='frozen', got 0: the velocity is the "
+                "teacher's at this scale; guidance=1 is its plain conditional velocity"
+            )
+
+    # What the settings imply ---------------------------------------------------------------------------------
+
+    @property
+    def guidance_scale(self) -> float:
+        """The classifier-free guidance scale that ends up in the trained field (1 is no guidance)."""
+        if not self._guides:
+            return 1.0
+        if self.teacher != "frozen":
+            return 1 / (1 - self.guidance)
+        return self.guidance if self.image_free else 1 + self.guidance
+
+    @property
+    def _weights(self) -> Roles:
+        return Roles.of(self.roles)
+
+    @property
+    def _learns_jumps(self) -> bool:
+        """Whether any role learns jumps (eq. 1): all but fake."""
+        return self._weights.share("fake") < 1
+
+    @property
+    def _guides(self) -> bool:
+        """Whether any role can have t inside the guidance range: one_step is at t = 1, fake is never guided."""
+        roles = self._weights
+        return self.guidance > 0 and roles.tangent + roles.any_step + roles.consistency > 0
+
+    @property
+    def _samples(self) -> bool:
+        """Whether any row's data is the model's own sample."""
+        return self.image_free or self._weights.fake > 0
+
+    @property
+    def _rectifies(self) -> bool:
+        return self.rectify > 0 and self._weights.one_step > 0
+
+    def _check_call(self, x: Tensor, cond: Any, uncond: Any, teacher: Field | None) -> None:
+        check_batch(x)
+        rows = count_rows(cond)
+        if rows is not None and rows != x.shape[0]:
+            raise ValueError(f"cond must have one row for each of the {x.shape[0]} rows of x, got {rows}")
+        if self._guides and uncond is None:
+            raise ValueError(
+                f"guidance = {self.guidance} needs an unconditional condition: pass uncond=(1 or {x.shape[0]} rows, "
+                "for example the encoded neutral prompt), or set guidance=0"
+            )
+        rows = count_rows(uncond)
+        if self._guides and rows is not None and rows not in (1, x.shape[0]):
+            raise ValueError(f"uncond must have 1 or {x.shape[0]} rows, got {rows}")
+        needed = {"self": False, "ema": self._learns_jumps, "frozen": self._guides}[self.teacher]
+        if needed and teacher is None:
+            raise ValueError(
+                f"teacher = {self.teacher!r} needs the teacher's field: pass teacher=field of the "
+                f"{'averaged' if self.teacher == 'ema' else 'initial'} weights, or set teacher='self'"
+            )
+
+    # State ---------------------------------------------------------------------------------------------------
+
+    def set_shard(self, rank: int, world_size: int) -> None:
+        """Deal the roles of one rotation over ``world_size`` processes; all must use the same batch size."""
+        super().set_shard(rank, world_size)
+        self._rotation.rank, self._rotation.world_size = rank, world_size
+
+    def state_dict(self) -> dict[str, int]:
+        """``rows``: how many rows have got a role so far, in all processes together."""
+        return {"rows": self._rotation.rows}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if set(state) != {"rows"}:
+            raise ValueError(f"state must have the key 'rows' alone, got {sorted(state)}")
+        self._rotation.rows = int(state["rows"])
