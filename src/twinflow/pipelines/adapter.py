@@ -1,0 +1,82 @@
+"""How a stock diffusers pipeline is driven as a field ``F(x_t, t, r, cond)``: one adapter a family.
+
+An adapter knows what the stock pipeline passes to its transformer: the time's scale, the velocity's sign, the
+conditioning arguments, the latents' normalisation. It changes nothing in the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinflow.errors import TwinflowError
+from twinflow.pipelines.condition import Condition
+from twinflow.pipelines.padding import FoldedPaddingAttention
+
+
+class StableDiffusion3Adapter:
+    """Stable Diffusion 3 and 3.5: timestep ``1000 t``, velocity noise minus data, latents (B, C, H/8, W/8)."""
+
+    pipeline_classes = ("StableDiffusion3Pipeline",)
+    timestep_scale = 1000.0
+
+    def __init__(self, pipe: Any, *, fold_padding: bool = True) -> None:
+        self.pipe = pipe
+        # Folding needs the padding tokens to be equal, which they are when there is no T5 encoder.
+        self.fold_padding = fold_padding and pipe.text_encoder_3 is None
+        if self.fold_padding:
+            pipe.transformer.set_attn_processor(FoldedPaddingAttention(self.padding_tokens))
+
+    padding_tokens = 256  # max_sequence_length of the stock pipeline's call
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        config = self.pipe.transformer.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Velocity of the stock network at times ``t`` (B,) fp32; ``x_t`` (B, C, H, W)."""
+        timestep = self.timestep_scale * t
+        return network(hidden_states=x_t, timestep=timestep, return_dict=False, **cond.kwargs)[0]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.padding_tokens
+        )
+        if self.fold_padding:
+            embeds = embeds[:, : embeds.shape[1] - self.padding_tokens + 1]
+        return Condition({"encoder_hidden_states": embeds, "pooled_projections": pooled})
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised posterior mean of ``pixels`` (B, 3, H, W) in [-1, 1]."""
+        vae = self.pipe.vae
+        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
+        return (mean - self._shift) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] of normalised latents."""
+        vae = self.pipe.vae
+        latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + self._shift
+        return vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+    @property
+    def _shift(self) -> float:
+        return self.pipe.vae.config.shift_factor or 0.0
+
+
+ADAPTERS = (StableDiffusion3Adapter,)
+
+
+def adapter_for(pipe: Any, **options: Any) -> StableDiffusion3Adapter:
+    """The adapter of a stock pipeline; an error names the families there are."""
+    name = type(pipe).__name__
+    for adapter in ADAPTERS:
+        if name in adapter.pipeline_classes:
+            return adapter(pipe, **options)
+    known = ", ".join(n for adapter in ADAPTERS for n in adapter.pipeline_classes)
+    raise TwinflowError(f"no adapter for {name}: this version can drive {known}")

@@ -1,0 +1,196 @@
+"""AnyStepPipeline: a stock diffusers pipeline seen as a field of average velocities."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from twinflow.errors import TwinflowError
+from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.adapter import adapter_for
+from twinflow.pipelines.condition import Condition
+from twinflow.sampling import sample, seeded_noise
+
+BRANCH_FILE = "target_time.safetensors"
+CONFIG_FILE = "twinflow.json"
+
+
+@dataclass
+class Generation:
+    """What a call returns: pictures, the final latents (B, …) and the evaluations spent on each picture."""
+
+    images: list[Image.Image]
+    pixels: Tensor  # (B, 3, H, W) in [-1, 1]
+    latents: Tensor
+    nfe: int
+
+
+class AnyStepNetwork(nn.Module):
+    """The trained module ``F(x_t, t, r, cond)``: a stock transformer, its adapter and its target-time branch."""
+
+    def __init__(self, transformer: nn.Module, adapter: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self._adapter = (adapter,)  # in a tuple: shared by copies of the network, not copied with them
+
+    def __deepcopy__(self, memo: dict) -> AnyStepNetwork:
+        return AnyStepNetwork(copy.deepcopy(self.transformer, memo), self._adapter[0])
+
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
+        (adapter,) = self._adapter
+        if not tt.has_target_time(self.transformer):
+            return adapter.predict(self.transformer, x_t, t, cond)
+        marked_by_sign = tt.marks_fake_by_sign(self.transformer)
+        with tt.times(self.transformer, t=t, r=r):
+            return adapter.predict(self.transformer, x_t, t.abs() if marked_by_sign else t, cond)
+
+
+class AnyStepPipeline:
+    """A diffusers pipeline that generates in any number of steps.
+
+    ``field(x_t, t, r, cond)`` is the average velocity from time ``t`` to ``r`` (noise minus data); see
+    ``docs/method.md`` for the conventions. ``network`` is the module that is trained.
+    """
+
+    def __init__(self, pipe: Any, *, target_time: bool = True, fake_time: str = "negative", fold_padding: bool = True):
+        self.pipe = pipe
+        self.adapter = adapter_for(pipe, fold_padding=fold_padding)
+        if target_time and not tt.has_target_time(pipe.transformer):
+            tt.attach_target_time(pipe.transformer, fake_time=fake_time)
+        self.network = AnyStepNetwork(pipe.transformer, self.adapter)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        target_time: bool = True,
+        fake_time: str = "negative",
+        fold_padding: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> AnyStepPipeline:
+        """Load a stock diffusers folder or hub id, or a folder written by :meth:`save_pretrained`.
+
+        With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
+        the network's function is unchanged. Only safetensors are read.
+        """
+        from diffusers import DiffusionPipeline
+
+        folder = Path(path_or_id)
+        options = {}
+        if (folder / CONFIG_FILE).is_file():
+            options = json.loads((folder / CONFIG_FILE).read_text())
+            target_time, fake_time = True, options["fake_time"]
+        elif folder.is_dir() and not (folder / "model_index.json").is_file():
+            raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
+        pipe = DiffusionPipeline.from_pretrained(str(path_or_id), torch_dtype=dtype, use_safetensors=True)
+        pipe.to(device)
+        self = cls(pipe, target_time=target_time, fake_time=fake_time, fold_padding=fold_padding)
+        if options:
+            branch = load_file(folder / BRANCH_FILE)
+            missing = set(tt.target_time_state_dict(pipe.transformer)) ^ set(branch)
+            if missing:
+                raise TwinflowError(f"{folder / BRANCH_FILE} does not fit this transformer: {sorted(missing)}")
+            pipe.transformer.load_state_dict(branch, strict=False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's latents at the model's own resolution, without the batch."""
+        return self.adapter.latent_shape
+
+    def field(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
+        """Average velocity from ``t`` to ``r``: (B, …) in, (B, …) out; t and r (B,) fp32 signed."""
+        return self.network(x_t, t, r, cond)
+
+    def field_of(self, network: nn.Module) -> nn.Module:
+        """The field of another set of weights: a deep copy of :attr:`network`, say an EMA or a frozen teacher."""
+        return network
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        return self.adapter.encode_prompts(list(prompts))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self.adapter.encode_images(pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.adapter.decode(latents)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        nfe: int = 1,
+        seeds: Sequence[int] | int = 0,
+        guidance: float = 1.0,
+        negative_prompt: str = "",
+        batch_size: int = 256,
+        **sampler: Any,
+    ) -> Generation:
+        """Draw one picture a prompt with ``nfe`` network evaluations each.
+
+        ``seeds``: one an image, or the first of consecutive ones; the same seed gives the same picture in any
+        batch. ``guidance`` above 1 is classifier-free guidance (two evaluations a step) and is for models that
+        were not trained by TwinFlow. ``sampler`` is passed to :func:`twinflow.sampling.sample`.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+        uncond = self.encode_prompts([negative_prompt]) if guidance != 1.0 else None
+        latents = []
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            noise = seeded_noise(self.latent_shape, seeds[rows]).to(self.device)
+            latents.append(
+                sample(
+                    self.field,
+                    noise,
+                    self.encode_prompts(prompts[rows]),
+                    nfe=nfe,
+                    uncond=uncond,
+                    guidance=guidance,
+                    **sampler,
+                )
+            )
+        all_latents = torch.cat(latents)
+        pixels = torch.cat([self.decode(part) for part in all_latents.split(batch_size)])
+        return Generation(images=to_pil(pixels), pixels=pixels, latents=all_latents, nfe=nfe)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a lossless any-step checkpoint: a stock pipeline folder, the branch beside it, and a small JSON.
+
+        The folder loads with diffusers alone too, as the network at r = t.
+        """
+        path = Path(path)
+        transformer = self.pipe.transformer
+        if not tt.has_target_time(transformer):
+            self.pipe.save_pretrained(path, safe_serialization=True)
+            return
+        branch = {name: value.contiguous() for name, value in tt.target_time_state_dict(transformer).items()}
+        fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
+        with tt.detached(transformer):
+            self.pipe.save_pretrained(path, safe_serialization=True)
+        save_file(branch, path / BRANCH_FILE)
+        (path / CONFIG_FILE).write_text(json.dumps({"format": 1, "fake_time": fake_time}, indent=2) + "\n")
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """Pictures of ``pixels`` (B, C, H, W) in [-1, 1], rounded to 8 bits; C is 1 or 3."""
+    arrays = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
