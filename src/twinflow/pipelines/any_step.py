@@ -61,7 +61,9 @@ class AnyStepPipeline:
     ``docs/method.md`` for the conventions. ``network`` is the module that is trained.
     """
 
-    def __init__(self, pipe: Any, *, target_time: bool = True, fake_time: str = "negative", fold_padding: bool = True):
+    def __init__(
+        self, pipe: Any, *, target_time: bool = True, fake_time: str = "negative", fold_padding: bool = True
+    ):
         self.pipe = pipe
         self.adapter = adapter_for(pipe, fold_padding=fold_padding)
         if target_time and not tt.has_target_time(pipe.transformer):
@@ -100,7 +102,9 @@ class AnyStepPipeline:
             branch = load_file(folder / BRANCH_FILE)
             missing = set(tt.target_time_state_dict(pipe.transformer)) ^ set(branch)
             if missing:
-                raise TwinflowError(f"{folder / BRANCH_FILE} does not fit this transformer: {sorted(missing)}")
+                raise TwinflowError(
+                    f"{folder / BRANCH_FILE} does not fit this transformer: {sorted(missing)}"
+                )
             pipe.transformer.load_state_dict(branch, strict=False)
         return self
 

@@ -54,7 +54,9 @@ class FoldedPaddingAttention:
         return picture, (words if attn.context_pre_only else attn.to_add_out(words))
 
 
-def _heads(attn: nn.Module, x: Tensor, q: str, k: str, v: str, norm_q: str, norm_k: str) -> tuple[Tensor, ...]:
+def _heads(
+    attn: nn.Module, x: Tensor, q: str, k: str, v: str, norm_q: str, norm_k: str
+) -> tuple[Tensor, ...]:
     """Query, key and value of the tokens ``x``, each (B, heads, tokens, head dimension)."""
 
     def split(name: str) -> Tensor:

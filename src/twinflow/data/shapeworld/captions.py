@@ -6,7 +6,7 @@ A caption is the JSON object that GenEval's scorer reads:
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import permutations, product
 from typing import Any
 
@@ -48,7 +48,9 @@ def _colors(level: Level) -> list[Caption]:
 def _position(level: Level) -> list[Caption]:
     # GenEval's order: the object of reference comes first, "position" points back at it.
     return [
-        _caption([_need(b), _need(a, position=[relation, 0])], f"{with_article(a)} {relation} {with_article(b)}")
+        _caption(
+            [_need(b), _need(a, position=[relation, 0])], f"{with_article(a)} {relation} {with_article(b)}"
+        )
         for (a, b), relation in product(permutations(level.shapes, 2), RELATIONS)
     ]
 
@@ -67,7 +69,7 @@ def _caption(include: list[dict[str, Any]], phrase: str) -> Caption:
 _BUILDERS = dict(zip(TASKS, (_single_object, _two_object, _counting, _colors, _position, _color_attr)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _captions_of(level: Level, task: str) -> tuple[Caption, ...]:
     return tuple({"tag": task, **caption} for caption in _BUILDERS[task](level))
 

@@ -60,7 +60,15 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def coverage(
-    shape: str, *, cx: float, cy: float, radius: float, x0: int, y0: int, width: int, height: int,
+    shape: str,
+    *,
+    cx: float,
+    cy: float,
+    radius: float,
+    x0: int,
+    y0: int,
+    width: int,
+    height: int,
     supersample: int = SUPERSAMPLE,
 ) -> np.ndarray:
     """Covered fraction of each pixel of the window [x0, x0+width) x [y0, y0+height): (height, width)."""
