@@ -15,10 +15,10 @@ from twinflow.objectives.times import TimeDistribution
 class Draws:
     """Random numbers of a step, in the order in which they are drawn.
 
-    Every row gets every number, whether or not its role uses it, and always in this order. So a result depends
-    on the generator alone: not on how calls are grouped, nor on which losses are switched on.
-    Times and (with a CPU generator) everything else cost no wait for the device; a generator on the device
-    costs one, when the times are copied to the host to select rows.
+    Every row gets every number, whether or not its role uses it, and always in this order. So a result
+    depends on the generator alone: not on how calls are grouped, nor on which losses are switched on.
+    With a CPU generator nothing waits for the device; one on the device costs a wait, when the times are
+    copied to the host to select rows.
     """
 
     order: Tensor  # (B,) permutation that deals the roles to the rows
@@ -34,7 +34,7 @@ class Draws:
     def sample(
         cls, x: Tensor, *, time: TimeDistribution, inner_nodes: int, generator: Generator | None
     ) -> Draws:
-        """Draw for the batch ``x`` (B, …) on the generator's device; the noises are moved to that of ``x``."""
+        """Draw for the batch ``x`` (B, …) on the generator's device; noises are moved to that of ``x``."""
         count, dtype = x.shape[0], working_dtype(x)
         device = generator.device if generator is not None else x.device
 

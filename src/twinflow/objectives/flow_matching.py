@@ -28,7 +28,7 @@ from twinflow.objectives.times import TimeDistribution
 class FlowMatching(Objective):
     """``E d(F(x_t, t, t), z - x)``: every row learns the instantaneous velocity, at r = t.
 
-    ``time``: distribution of t, see :class:`TimeDistribution`; ``"logit_normal"`` is the usual one for images.
+    ``time``: distribution of t, see :class:`TimeDistribution`; ``"logit_normal"`` is usual for images.
     ``loss``: ``"l2"``, whose minimum is the exact field, or ``"barron"``, which all but normalises each row's
     gradient. ``weighting``: ``"none"`` or ``"cosmap"``, more weight in the middle times.
     To guide the model later, drop conditions in the data: this objective does not.

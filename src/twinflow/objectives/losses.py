@@ -21,7 +21,7 @@ def l2(prediction: Tensor, target: Tensor) -> Tensor:
 def barron(prediction: Tensor, target: Tensor, *, alpha: float = 1.0, c: float = 1e-3) -> Tensor:
     """Mean square of each row, re-weighted as Barron's robust loss (arXiv 1701.03077) would, (B,).
 
-    With ``m = mean((p - y)²)`` and ``b = m / (c² + 1e-8)`` it is ``m · sg((b / |alpha - 2| + 1)^(alpha/2 - 1)) / c``.
+    ``m · sg((b / |alpha - 2| + 1)^(alpha/2 - 1)) / c``, ``m = mean((p - y)²)``, ``b = m / (c² + 1e-8)``.
     At alpha = 1 the value is about ``sqrt(m)`` and the gradient of each row has a constant size whatever its
     error, down to errors of ``c``: rows far off do not drown the others. alpha = 2 is ``m / c``.
     """
@@ -53,7 +53,7 @@ def tangent_weight(*, t: Tensor, r: Tensor) -> Tensor:
 
 
 def cosmap_weight(t: Tensor) -> Tensor:
-    """``w = 2 / (pi (1 - 2t + 2t²))``, (B,), of arXiv 2403.03206: like uniform times drawn more in the middle."""
+    """``w = 2 / (pi (1 - 2t + 2t²))``, (B,), of arXiv 2403.03206: more weight in the middle times."""
     return 2 / (math.pi * (1 - 2 * t + 2 * t * t))
 
 

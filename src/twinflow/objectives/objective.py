@@ -39,7 +39,7 @@ class RowLog:
     loss: Tensor  # (B,) detached, on the device: what the row added to the loss, before the mean
 
     def describe_non_finite(self) -> list[str]:
-        """One line a row with a NaN or infinite loss. Waits for the device: call it when something is wrong."""
+        """One line a row with a NaN or infinite loss. Waits for the device: for when something is wrong."""
         bad = (~self.loss.detach().cpu().isfinite()).nonzero().flatten().tolist()
         return [
             f"row {i}: role {self.roles[i]}, t = {self.t[i].item():.6g}, r = {self.r[i].item():.6g}, "

@@ -77,8 +77,8 @@ class Placement:
 def jump_nodes(*, start: Tensor, end: Tensor, order: int, inner: Tensor | None = None) -> Tensor:
     """Times (order + 1, K) from ``start`` (K,) down to ``end`` (K,), both included exactly.
 
-    Evenly spaced; or, given ``inner`` (order - 1, K) of U(0, 1), as the paper draws them, each uniform between
-    ``end`` and its predecessor.
+    Evenly spaced; or, given ``inner`` (order - 1, K) of U(0, 1), as the paper draws them: each uniform
+    between ``end`` and its predecessor.
     """
     if inner is None:
         share = torch.linspace(0, 1, order + 1, dtype=start.dtype)[:, None]

@@ -65,7 +65,8 @@ class Evaluator:
         v = network(x_t.to(self.state_dtype), t, r, conds[0] if len(conds) == 1 else concat_rows(conds))
         if v.shape != x_t.shape:
             raise ValueError(
-                f"the field must return a velocity of the state's shape {tuple(x_t.shape)}, got {tuple(v.shape)}"
+                f"the field must return a velocity of the state's shape {tuple(x_t.shape)}, "
+                f"got {tuple(v.shape)}"
             )
         return v.to(t.dtype)
 

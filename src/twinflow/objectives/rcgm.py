@@ -17,10 +17,10 @@ def _any_step_only() -> Roles:
 class RCGM(TwinFlow):
     """L_base of eq. 10 alone: :class:`TwinFlow` without the fake trajectory and without rectification.
 
-    Settings are those of :class:`AnyStepSettings`, with these defaults. ``roles``: any_step alone, which is the
-    theory; in practice ``Roles(one_step=1, tangent=1, any_step=1, fake=0)`` gives better few-step samples.
-    ``order`` 1 with the roles ``{"consistency": 1}`` is consistency training. ``rectify`` stays 0, as eq. 9 needs
-    the fake trajectory.
+    Settings are those of :class:`AnyStepSettings`, with these defaults. ``roles``: any_step alone, which is
+    the theory; in practice ``Roles(one_step=1, tangent=1, any_step=1, fake=0)`` gives better few-step
+    samples. ``order=1`` with the roles ``{"consistency": 1}`` is consistency training. ``rectify`` stays 0,
+    as eq. 9 needs the fake trajectory.
     """
 
     roles: Roles | Mapping[str, float] = field(default_factory=_any_step_only)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 # A share is kept as a ratio of whole numbers; beyond this their common cycle is no longer a readable recipe.
 _LONGEST_CYCLE = 10_000
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fraction, times 2**64
 
 
 @dataclass(kw_only=True)
 class Roles:
     """Shares of the rows that each loss gets; only their ratios matter, and 0 means not a single row.
 
-    ``one_step``    t = 1, r = 0. The generator: one jump from noise to data. More of it: better 1-NFE samples.
+    ``one_step``    t = 1, r = 0. The generator: one jump from noise to data. More of it: better 1-NFE.
     ``tangent``     r just below t. Nearly plain flow matching: keeps the velocity field, hence many-step
                     sampling and the scores that the rectification compares.
     ``any_step``    r anywhere in [0, t]. RCGM (eq. 1): few-step sampling, and what one-step learns from.
@@ -69,7 +70,8 @@ class Roles:
         lost = any(weight > 0 and count == 0 for weight, count in zip(weights, counts, strict=True))
         if lost or sum(counts) > _LONGEST_CYCLE:
             raise ValueError(
-                f"roles: the ratios of {asdict(self)} are too fine to keep exactly; use small numbers such as 2:2:2:1"
+                f"roles: the ratios of {asdict(self)} are too fine to keep exactly; "
+                "use small whole numbers such as 2:2:2:1"
             )
         # The j-th of n rows of a role sits at (j + 1/2) / n of the cycle.
         places = [((j + 0.5) / n, role) for role, n in enumerate(counts) for j in range(n)]
@@ -82,20 +84,27 @@ ROLE_NAMES: tuple[str, ...] = tuple(f.name for f in fields(Roles))
 class RoleRotation:
     """Deals roles to rows: exact shares in the long run, for every batch size and number of processes.
 
-    Row n of the training, counted over all processes, gets entry ``(n + n // P) mod P`` of the cycle of
-    length P. So every P rows from a multiple of P hold each role exactly by its share, and the shift by one
-    each time round keeps a process (or a place in a micro-batch) from meeting the same role for ever.
-    In a step, the processes take adjoining slices of equal size.
+    Row n of the training, counted over all processes, gets entry n mod P of the cycle of length P, which is
+    rotated anew each time round. So every P rows from a multiple of P hold each role exactly by its share. The
+    rotation by multiples of the golden ratio keeps a process from meeting the same roles for ever, as it would
+    when a step's rows are a multiple of P. In a step, the processes take adjoining slices of equal size.
     """
 
     def __init__(self, roles: Roles) -> None:
-        self._cycle = torch.tensor(roles.cycle())
+        self._cycle = roles.cycle()
         self.rows = 0  # dealt so far, by all processes together
         self.rank, self.world_size = 0, 1
 
     def deal(self, count: int) -> Tensor:
         """Roles (count,) int64, on the host, of this process's next ``count`` rows."""
-        n = self.rows + self.rank * count + torch.arange(count)
+        start = self.rows + self.rank * count
         self.rows += self.world_size * count
+        return torch.tensor([self._role(n) for n in range(start, start + count)])
+
+    def _role(self, n: int) -> int:
         period = len(self._cycle)
-        return self._cycle[(n + n // period) % period]
+        time_round = n // period
+        rotation = (
+            time_round * _GOLDEN_RATIO % 2**64
+        ) * period >> 64  # floor(P frac(time_round phi)), exactly
+        return self._cycle[(n + rotation) % period]

@@ -18,7 +18,7 @@ from twinflow.objectives.times import TimeDistribution
 
 @dataclass(kw_only=True)
 class AnyStepSettings(Objective):
-    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults are those of the source's full training.
+    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults: the source's full training.
 
     ``roles``: shares of the rows that each loss gets, see :class:`Roles`; a mapping names those above 0.
 
@@ -31,8 +31,8 @@ class AnyStepSettings(Objective):
     any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows. ``tangent_gap``:
     the same for tangent rows; 0 makes them plain flow matching.
 
-    **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so that
-    sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
+    **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so
+    that sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
     1 / (1 - omega), hence omega < 1; with ``"frozen"`` it is 1 + omega. Higher: sharper, closer to the
     prompt, less diverse. ``guidance_range``: only rows with t strictly inside are guided. Leave out the ends
     for more diversity.
@@ -41,8 +41,9 @@ class AnyStepSettings(Objective):
     their average, steadier. ``"frozen"``: the initial model, for the guidance alone; jumps use the student.
 
     **Loss.** ``loss``: ``"barron"`` gives each row a gradient of the same size whatever its error
-    (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out); ``"l2"`` favours the rows
-    with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to 4.08 to 1, ``"none"`` does not.
+    (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out); ``"l2"`` favours the
+    rows with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to 4.08 to 1, ``"none"``
+    does not.
 
     **Rectification (eq. 9).** ``rectify``: kappa, the pull of the one-step samples' distribution to the
     model's own data distribution; what makes one step sharp. Too high: loss of diversity, or instability
@@ -55,8 +56,9 @@ class AnyStepSettings(Objective):
     ``lockstep``: call the networks equally often in every step, if need be on one spare row. Needed when the
     processes shard the weights (FSDP); costs a little otherwise.
 
-    How the network learns that t < 0 is no setting here: the objectives call it with negative times, and
-    whether it feeds them to its sinusoid or maps them to ``|t|`` and a learned sign embedding is the field's choice.
+    How the network tells t < 0 from ``|t|`` is no setting here: the objectives call it with negative times,
+    and whether it feeds them to its sinusoid, or maps them to ``|t|`` and a learned sign embedding, is the
+    field's choice.
     """
 
     roles: Roles | Mapping[str, float] = field(default_factory=Roles)
@@ -111,16 +113,16 @@ class AnyStepSettings(Objective):
         validate_distance(self.loss, alpha=self.barron_alpha, c=self.barron_c)
         if self.teacher != "frozen" and self.guidance >= 1:
             raise ValueError(
-                f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt scale is "
-                "1 / (1 - guidance). For stronger guidance use teacher='frozen', whose scale is 1 + guidance"
+                f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt "
+                "scale is 1 / (1 - guidance). For more, use teacher='frozen', whose scale is 1 + guidance"
             )
         if self.image_free and self.teacher == "frozen" and self.guidance == 0:
             raise ValueError(
-                "guidance must be positive with image_free=True and teacher='frozen', got 0: the velocity is the "
-                "teacher's at this scale; guidance=1 is its plain conditional velocity"
+                "guidance must be positive with image_free=True and teacher='frozen', got 0: the velocity is "
+                "the teacher's at this scale; guidance=1 is its plain conditional velocity"
             )
 
-    # What the settings imply ---------------------------------------------------------------------------------
+    # What the settings imply
 
     @property
     def guidance_scale(self) -> float:
@@ -142,7 +144,7 @@ class AnyStepSettings(Objective):
 
     @property
     def _guides(self) -> bool:
-        """Whether any role can have t inside the guidance range: one_step is at t = 1, fake is never guided."""
+        """Whether any row can be guided: one_step is at t = 1, outside the range, and fake never is."""
         roles = self._weights
         return self.guidance > 0 and roles.tangent + roles.any_step + roles.consistency > 0
 
@@ -162,8 +164,8 @@ class AnyStepSettings(Objective):
             raise ValueError(f"cond must have one row for each of the {x.shape[0]} rows of x, got {rows}")
         if self._guides and uncond is None:
             raise ValueError(
-                f"guidance = {self.guidance} needs an unconditional condition: pass uncond=(1 or {x.shape[0]} rows, "
-                "for example the encoded neutral prompt), or set guidance=0"
+                f"guidance = {self.guidance} needs an unconditional condition: pass uncond= with 1 or "
+                f"{x.shape[0]} rows (for example the encoded neutral prompt), or set guidance=0"
             )
         rows = count_rows(uncond)
         if self._guides and rows is not None and rows not in (1, x.shape[0]):
@@ -175,7 +177,7 @@ class AnyStepSettings(Objective):
                 f"{'averaged' if self.teacher == 'ema' else 'initial'} weights, or set teacher='self'"
             )
 
-    # State ---------------------------------------------------------------------------------------------------
+    # State
 
     def set_shard(self, rank: int, world_size: int) -> None:
         """Deal the roles of one rotation over ``world_size`` processes; all must use the same batch size."""

@@ -14,9 +14,9 @@ from torch import Generator, Tensor
 class TimeDistribution:
     """Where on the path from data (t = 0) to noise (t = 1) the training looks.
 
-    ``kind``: ``"uniform"``; ``"beta"``, Beta(``a``, ``b``), the source's ``time_dist_ctrl`` (large ``a``: more
-    noise, large ``b``: more data; (1, 1) is uniform); ``"logit_normal"``, sigmoid of N(``mean``, ``std``²)
-    (arXiv 2403.03206: most time in the middle; ``mean`` > 0 moves it towards noise).
+    ``kind``: ``"uniform"``; ``"beta"``, Beta(``a``, ``b``) as in the source (large ``a``: more noise, large
+    ``b``: more data; (1, 1) is uniform); ``"logit_normal"``, the sigmoid of N(``mean``, ``std``²)
+    (arXiv 2403.03206: most times in the middle; ``mean`` > 0 moves them towards noise).
     ``shift``: ``t -> s t / (1 + (s - 1) t)``; above 1 moves times towards noise, as large images need.
     ``scale``: the drawn time is multiplied by it at last, so times beyond ``scale`` are never trained.
     """
@@ -53,16 +53,16 @@ class TimeDistribution:
         self, count: int, *, generator: Generator | None, device: torch.device, dtype: torch.dtype
     ) -> Tensor:
         """Draw ``count`` times (count,) in [0, scale]."""
-        options = {"device": device, "dtype": dtype}
         if self.kind == "uniform":
-            t = torch.rand(count, generator=generator, **options)
+            t = torch.rand(count, generator=generator, device=device, dtype=dtype)
         elif self.kind == "beta":
             # X / (X + Y) of two gamma variables. torch.distributions offers no generator argument.
-            x = torch._standard_gamma(torch.full((count,), self.a, **options), generator=generator)
-            y = torch._standard_gamma(torch.full((count,), self.b, **options), generator=generator)
+            ones = torch.ones(count, device=device, dtype=dtype)
+            x = torch._standard_gamma(self.a * ones, generator=generator)
+            y = torch._standard_gamma(self.b * ones, generator=generator)
             t = x / (x + y).clamp_min(torch.finfo(dtype).tiny)
         else:
-            normal = torch.randn(count, generator=generator, **options)
+            normal = torch.randn(count, generator=generator, device=device, dtype=dtype)
             t = torch.sigmoid(self.mean + self.std * normal)
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return t.clamp(0, 1) * self.scale

@@ -1,13 +1,14 @@
 """TwinFlow (arXiv 2512.05150): a one-step generator from one network, without teacher or discriminator.
 
-    L = L_base + L_adv + L_rectify                                                                     (eq. 10)
+    L = L_base + L_adv + L_rectify                                                                 (eq. 10)
 
 ``L_base`` (eq. 1, RCGM) teaches jumps from any t to any r, ``L_adv`` (eq. 2) teaches the velocity of the
 model's own samples at negative times, and ``L_rectify`` (eq. 9) moves the one-step samples by the difference
 of the two velocity fields, that is, down the gradient of KL(p_fake || p_real) (eq. 6).
 
-Notation: ``F(x_t, t, r)`` average velocity from t to r (noise minus data), ``v`` the velocity dx_t/dt = z - x,
-``sg`` stop-gradient, B rows. A row's role (:class:`Roles`) fixes its t and r (:class:`Placement`).
+Notation: ``F(x_t, t, r)`` average velocity from t to r (noise minus data), ``v`` the velocity
+dx_t/dt = z - x, ``sg`` stop-gradient, B rows. A row's role (:class:`Roles`) fixes its t and r
+(:class:`Placement`).
 
 A step makes few, large calls. With teacher="self":
 
@@ -56,9 +57,9 @@ class TwinFlow(AnyStepSettings):
     ) -> Step:
         """Loss of one batch; ``backward()`` of ``.loss`` gives the gradients of eq. 10.
 
-        ``x`` (B, …) data, best in fp32 even for bf16 networks: a bf16 state can't resolve a step of delta. With
-        ``image_free`` only its shape, dtype and device are used. ``cond`` B rows; ``uncond`` B rows or one, for
-        guidance. ``teacher`` the field that the setting ``teacher`` speaks of; not used for "self".
+        ``x`` (B, …) data, best in fp32 even for bf16 networks: a bf16 state can't resolve a step of delta.
+        With ``image_free`` only its shape, dtype and device are used. ``cond`` B rows; ``uncond`` B rows or
+        one, for guidance. ``teacher`` the field that the setting ``teacher`` speaks of; not used for "self".
         Nothing given is changed. With a CPU ``generator`` the step never waits for the device.
         """
         self._check_call(x, cond, uncond, teacher)
@@ -112,8 +113,8 @@ class TwinFlow(AnyStepSettings):
         # Eq. 1. With g = t - r, its residual is
         #     Delta = (g F - delta v - sum_j (s_j - s_{j+1}) F_j) / delta
         #           = F - v + sum_j (s_j - s_{j+1}) (F - F_j) / delta,  as sum_j (s_j - s_{j+1}) = g - delta.
-        # In the second form a constant field has exactly none, in any precision, and a row without jumps (g < delta,
-        # even g = 0) does flow matching.
+        # In the second form a constant field has exactly none, in any precision, and a row without jumps
+        # (g < delta, even g = 0) does flow matching.
         residual = F_sg - v + jumps
         target = F_sg - clamp(residual, self.clamp)
         # Eq. 2. F(x^fake_t, -t) -> z - x^fake: flow matching on the fake trajectory, never clamped.
@@ -122,11 +123,14 @@ class TwinFlow(AnyStepSettings):
         weight = torch.where(rows.is_fake, torch.ones_like(t), weight)
         row_loss = weight * self._distance(F, target)
         losses = role_means(row_loss, rows.roles)
-        metrics: dict[str, float | Tensor] = {"residual_rms": rms(residual[rows.real])}
+        metrics: dict[str, float | Tensor] = {}
+        if len(rows.real) > 0:
+            metrics["residual_rms"] = rms(residual[rows.real])  # before the clamp
 
-        # Eq. 9. F(z, 1, 0) -> sg[F(z, 1, 0) + Delta_v]. The source adds kappa times the mean over the one-step
-        # rows to a mean over all B rows. Here those rows get kappa / share each, which is the same in every batch
-        # that holds its share of one-step rows, and does not depend on how rows are split over micro-batches.
+        # Eq. 9. F(z, 1, 0) -> sg[F(z, 1, 0) + Delta_v]. The source adds kappa times the mean over the
+        # one-step rows to a mean over all B rows. Here each of those rows gets kappa / share in the mean over
+        # all rows: the same number in every batch that holds just its share of one-step rows, and, unlike the
+        # source's, independent of how rows are split over micro-batches (one row each, say) and processes.
         if self._rectifies and len(rows.one_step) > 0:
             some = rows.one_step
             delta_v = clamp(answers["real"] - answers["fake"], self.rectify_clamp)  # eq. 7
@@ -139,7 +143,7 @@ class TwinFlow(AnyStepSettings):
         log = RowLog(roles=rows.roles, t=rows.t_host, r=rows.r_host, loss=row_loss.detach())
         return Step(loss=row_loss.mean(), losses=losses, metrics=metrics, rows=log)
 
-    # The parts, in the order of their use --------------------------------------------------------------------
+    # The parts, in the order of their use
 
     def _sample_queries(self, draws: Draws, rows: Placement, student: Field) -> dict[str, Query]:
         """The jump F(z, 1, 0) from fresh noise that x_fake = sg(z - F(z, 1, 0)) needs (eq. 2)."""
@@ -174,7 +178,7 @@ class TwinFlow(AnyStepSettings):
         }
 
     def _guided_velocity(self, v: Tensor, answers: dict[str, Tensor], rows: Placement) -> Tensor:
-        """dx_t/dt of eq. 1: v + omega (F(c) - F(c0)); of a frozen teacher without images F(c0) + omega (…)."""
+        """v + omega (F(c) - F(c0)) in the guided rows; of a frozen teacher without images, F(c0) + …"""
         if not self._guides:
             return v
         some = rows.guided
@@ -184,7 +188,7 @@ class TwinFlow(AnyStepSettings):
     def _rectify_queries(
         self, x_hat: Tensor, draws: Draws, rows: Placement, student: Field
     ) -> dict[str, Query]:
-        """F(x', t') and F(x', -t') at the one-step samples x_hat, re-noised to x' = t' z' + (1 - t') x_hat (eq. 9)."""
+        """F(x', t') and F(x', -t') at x' = t' z' + (1 - t') x_hat, the one-step samples re-noised (eq. 9)."""
         if not self._rectifies:
             return {}
         some = rows.one_step
@@ -207,15 +211,16 @@ class TwinFlow(AnyStepSettings):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``sum_j (s_j - s_{j+1}) (F - F_j) / delta`` of eq. 1 (B, …), 0 where t - r < delta.
 
-        F_j = F(x_{s_j}, s_j, s_{j+1}) is no-grad, and x_{s_{j+1}} = x_{s_j} - (s_j - s_{j+1}) F_j. The jumps start at
-        ``x_s`` (B, …), the state one instantaneous step of delta below x_t. The queries ``beside`` share the first call;
-        their answers are returned too.
+        F_j = F(x_{s_j}, s_j, s_{j+1}) is no-grad, and x_{s_{j+1}} = x_{s_j} - (s_j - s_{j+1}) F_j. The jumps
+        start at ``x_s`` (B, …), the state one instantaneous step of delta below x_t. The queries ``beside``
+        share the first call; their answers are returned too.
         """
         if not self._learns_jumps:
             return torch.zeros_like(F), {}
         some, s = rows.jumping, rows.nodes
         x_s, F_some = x_s[some], F[some]
-        total, answers = torch.zeros_like(x_s), {}
+        total = torch.zeros_like(x_s)
+        answers: dict[str, Tensor] = {}
         for j in range(self.order):
             jump = Query(field=jumper, x_t=x_s, t=s[j], r=s[j + 1], rows=some)
             now = ask({"jump": jump} | (beside if j == 0 else {}))

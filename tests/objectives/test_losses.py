@@ -1,0 +1,67 @@
+"""Closed forms of the distances and weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from twinflow.objectives.losses import barron, clamp, cosmap_weight, l2, rms, tangent_weight
+
+
+def test_l2_is_the_mean_square_of_each_row() -> None:
+    p = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]])
+    assert l2(p, torch.zeros_like(p)).tolist() == [7.5, 1.0]
+
+
+def test_barron_at_alpha_one_has_the_documented_value() -> None:
+    for error in (0.01, 0.1, 1.0, 10.0):
+        p = torch.full((1, 5), error, dtype=torch.float64)
+        m = error**2
+        exact = m * (m / (1e-6 + 1e-8) + 1) ** -0.5 / 1e-3
+        value = barron(p, torch.zeros_like(p)).item()
+        assert value == pytest.approx(exact, rel=1e-12)
+        assert value == pytest.approx(math.sqrt(1.01) * error, rel=6e-3)  # 1.005 sqrt(m)
+
+
+def test_barron_gives_every_row_a_gradient_of_the_same_size() -> None:
+    p = torch.randn(4, 50, dtype=torch.float64) * torch.tensor([[0.1], [1.0], [10.0], [100.0]])
+    p.requires_grad_()
+    barron(p, torch.zeros_like(p)).sum().backward()
+    m = p.detach().square().mean(1, keepdim=True)
+    expected = 2 * math.sqrt(1.01) * p.detach() / (50 * m.sqrt())
+    torch.testing.assert_close(p.grad, expected, rtol=1e-3, atol=0)
+    norms = p.grad.norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 2 * math.sqrt(1.01 / 50)), rtol=1e-3, atol=0)
+
+
+def test_barron_gradient_vanishes_with_the_error() -> None:
+    p = torch.zeros(1, 3, requires_grad=True)
+    barron(p, torch.zeros(1, 3)).sum().backward()
+    assert torch.equal(p.grad, torch.zeros(1, 3))
+
+
+def test_barron_at_alpha_two_is_l2() -> None:
+    p = torch.randn(3, 4)
+    torch.testing.assert_close(barron(p, 0 * p, alpha=2.0, c=0.1), l2(p, 0 * p) / 0.1)
+
+
+def test_tangent_weight_goes_from_one_to_four() -> None:
+    t = torch.tensor([1.0, 0.7, 0.0, 1.0])
+    r = torch.tensor([0.0, 0.7, 0.0, 0.5])
+    expected = torch.tensor([1.0, 4.0777, 4.0777, 1 + math.tan(0.5 * math.pi / 2.5)])
+    torch.testing.assert_close(tangent_weight(t=t, r=r), expected, rtol=1e-5, atol=0)
+
+
+def test_cosmap_weight_is_a_density() -> None:
+    t = (torch.arange(10_000) + 0.5) / 10_000
+    assert cosmap_weight(t).mean().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_clamp_and_rms() -> None:
+    x = torch.tensor([[-3.0, 0.5, 4.0]])
+    assert clamp(x, 1.0).tolist() == [[-1.0, 0.5, 1.0]]
+    assert clamp(x, None) is x
+    assert rms(torch.tensor([3.0, -3.0])).item() == 3.0
+    assert rms(torch.empty(0, 2)).item() == 0.0
