@@ -28,7 +28,7 @@ CHOICES: dict[str, list[Any]] = {
     "rectify_clamp": [1.0, 0.1, None],
     "clamp": [1.0, None, 0.2],
     "delta": [0.01, 0.1],
-    "any_step_span": [1.0, 0.6],
+    "any_step_span": [1.0, 0.6, 0.02],
     "tangent_gap": [0.05, 0.0],
     "time": [{"kind": "uniform"}, {"kind": "uniform", "scale": 0.8}],
     "lockstep": [False, True],

@@ -131,6 +131,17 @@ def test_a_row_of_the_batch_gets_every_role_by_chance() -> None:
         assert all(abs(counter[name] - 50) < 5 * 6.1 for name in ("one_step", "tangent", "any_step", "fake"))
 
 
+def test_the_generator_deals_the_roles_within_a_batch() -> None:
+    x, cond, uncond = batch(4)
+    objective, dealt = TwinFlow(teacher="self"), set()
+    for seed in range(200):
+        objective.load_state_dict({"rows": 0})  # always the same four roles
+        step = objective.step(ToyField(), x, cond, uncond=uncond, generator=seeded(seed))
+        assert sorted(step.rows.roles) == ["any_step", "fake", "one_step", "tangent"]
+        dealt.add(tuple(step.rows.roles))
+    assert len(dealt) == 24  # every permutation; one is missing with probability 24 (23/24)^200 = 0.5 %
+
+
 def test_a_mapping_names_the_roles_that_have_a_weight() -> None:
     assert Roles.of({"any_step": 3}) == Roles(one_step=0, tangent=0, any_step=3, fake=0, consistency=0)
     assert Roles.of(Roles()) == Roles()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from twinflow.objectives.objective import working_dtype
+from twinflow.objectives.objective import send, working_dtype
 from twinflow.objectives.times import TimeDistribution
 
 
@@ -42,7 +42,7 @@ class Draws:
             return torch.rand(*shape, generator=generator, device=device, dtype=dtype)
 
         def noise() -> Tensor:
-            return torch.randn(x.shape, generator=generator, device=device, dtype=dtype).to(x.device)
+            return send(torch.randn(x.shape, generator=generator, device=device, dtype=dtype), x.device)
 
         return cls(  # arguments are evaluated in the order in which they are written
             order=torch.randperm(count, generator=generator, device=device),

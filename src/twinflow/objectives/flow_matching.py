@@ -18,6 +18,7 @@ from twinflow.objectives.objective import (
     Step,
     check_batch,
     role_means,
+    send,
     working_dtype,
 )
 from twinflow.objectives.queries import Evaluator, Query
@@ -66,8 +67,8 @@ class FlowMatching(Objective):
         t_drawn = TimeDistribution.of(self.time).sample(
             x.shape[0], generator=generator, device=device, dtype=dtype
         )
-        z = torch.randn(x.shape, generator=generator, device=device, dtype=dtype).to(x.device)
-        t, data = t_drawn.to(x.device), x.to(dtype)
+        z = send(torch.randn(x.shape, generator=generator, device=device, dtype=dtype), x.device)
+        t, data = send(t_drawn, x.device), x.to(dtype)
 
         ask = Evaluator(cond=cond, uncond=None, state_dtype=x.dtype)
         F = ask({"main": Query(field=field, x_t=interpolate(data, z, t), t=t, r=t)})["main"]

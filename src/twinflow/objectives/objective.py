@@ -34,8 +34,8 @@ class RowLog:
     """Role, times and loss of each row of a step, in the order of the batch, to explain a bad one."""
 
     roles: list[str]  # B names; on the host, so reading them never waits for the device
-    t: Tensor  # (B,) on the host
-    r: Tensor  # (B,) on the host
+    t: Tensor  # (B,) on the host, if the random generator is
+    r: Tensor  # (B,) likewise
     loss: Tensor  # (B,) detached, on the device: what the row added to the loss, before the mean
 
     def describe_non_finite(self) -> list[str]:
@@ -53,7 +53,8 @@ class Step:
     """Result of one evaluation of an objective on one batch."""
 
     loss: Tensor  # () with gradient
-    losses: dict[str, Tensor]  # () detached, by role and "rectify": means over their rows, if there are any
+    losses: dict[str, Tensor]  # () detached, by role, and "rectify" before its kappa: means over their rows;
+    # a role without rows in this batch has no entry
     metrics: dict[str, float | Tensor]  # detached; a tensor is on the device, reading it waits
     rows: RowLog
 
@@ -95,7 +96,9 @@ def role_means(row_losses: Tensor, roles: list[str]) -> dict[str, Tensor]:
     for row, role in enumerate(roles):
         rows_of.setdefault(role, []).append(row)
     detached = row_losses.detach()
-    return {role: detached[torch.tensor(rows)].mean() for role, rows in rows_of.items()}
+    return {
+        role: detached[send(torch.tensor(rows), detached.device)].mean() for role, rows in rows_of.items()
+    }
 
 
 def check_batch(x: Tensor) -> None:
@@ -105,6 +108,11 @@ def check_batch(x: Tensor) -> None:
         raise ValueError(f"x must be data of shape (B, …) with at least one row, got {shape}")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point (latents or scaled pixels), got {x.dtype}")
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``. A copy from the host does not wait for what the device still has to do."""
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

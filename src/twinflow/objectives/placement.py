@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinflow.objectives.draws import Draws
+from twinflow.objectives.objective import send
 from twinflow.objectives.roles import ROLE_NAMES
 from twinflow.objectives.settings import AnyStepSettings
 
@@ -27,8 +28,8 @@ class Placement:
 
     t: Tensor  # (B,) signed
     r: Tensor  # (B,)
-    is_fake: Tensor  # (B,) bool
-    real: Tensor  # rows that are not fake
+    real: Tensor  # rows on the trajectory of the data
+    fake: Tensor  # rows on that of the model's own samples
     sampled: Tensor  # rows whose data is the model's own sample
     guided: Tensor  # rows whose velocity is guided
     jumping: Tensor  # rows with t - r >= delta, that RCGM integrates for
@@ -62,15 +63,15 @@ class Placement:
             roles=[ROLE_NAMES[role] for role in roles.tolist()],
             t_host=t,
             r_host=r,
-            t=t.to(device),
-            r=r.to(device),
-            is_fake=is_fake.to(device),
-            real=_rows(~is_fake).to(device),
-            sampled=_rows(sampled).to(device),
-            guided=_rows(guided).to(device),
-            jumping=jumping.to(device),
-            nodes=nodes.to(device),
-            one_step=_rows(is_one_step).to(device),
+            t=send(t, device),
+            r=send(r, device),
+            real=send(_rows(~is_fake), device),
+            fake=send(_rows(is_fake), device),
+            sampled=send(_rows(sampled), device),
+            guided=send(_rows(guided), device),
+            jumping=send(jumping, device),
+            nodes=send(nodes, device),
+            one_step=send(_rows(is_one_step), device),
         )
 
 

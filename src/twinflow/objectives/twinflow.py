@@ -34,7 +34,7 @@ from torch import Generator, Tensor
 from twinflow.flow import data_estimate, expand_time, interpolate, velocity
 from twinflow.objectives.draws import Draws
 from twinflow.objectives.losses import clamp, distance, rms, tangent_weight
-from twinflow.objectives.objective import Field, RowLog, Step, role_means, working_dtype
+from twinflow.objectives.objective import Field, RowLog, Step, role_means, send, working_dtype
 from twinflow.objectives.placement import Placement
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.settings import AnyStepSettings
@@ -118,10 +118,9 @@ class TwinFlow(AnyStepSettings):
         residual = F_sg - v + jumps
         target = F_sg - clamp(residual, self.clamp)
         # Eq. 2. F(x^fake_t, -t) -> z - x^fake: flow matching on the fake trajectory, never clamped.
-        target = torch.where(expand_time(rows.is_fake.to(t.dtype), v) > 0, v, target)
+        target = target.index_copy(0, rows.fake, v[rows.fake])
         weight = torch.ones_like(t) if self.weighting == "none" else tangent_weight(t=t, r=r)
-        weight = torch.where(rows.is_fake, torch.ones_like(t), weight)
-        row_loss = weight * self._distance(F, target)
+        row_loss = weight.index_fill(0, rows.fake, 1.0) * self._distance(F, target)
         losses = role_means(row_loss, rows.roles)
         metrics: dict[str, float | Tensor] = {}
         if len(rows.real) > 0:
@@ -192,7 +191,7 @@ class TwinFlow(AnyStepSettings):
         if not self._rectifies:
             return {}
         some = rows.one_step
-        t = draws.time_rectify.to(x_hat.device)[some]
+        t = send(draws.time_rectify, x_hat.device)[some]
         x_t = interpolate(x_hat[some], draws.z_rectify[some], t)
         return {
             "fake": Query(field=student, x_t=x_t, t=-t, r=-t, rows=some),
