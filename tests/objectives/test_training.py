@@ -50,6 +50,8 @@ def one_step_samples(objective: TwinFlow, *, steps: int) -> Tensor:
     ids=["twinflow", "rcgm"],
 )
 def test_one_step_samples_have_the_datas_mean_and_spread(objective: TwinFlow) -> None:
-    x = one_step_samples(objective, steps=300)
-    assert abs(x.mean().item() - MEAN) < 0.15
+    # Four seeds gave means of 1.48 to 1.51 and spreads of 0.468 to 0.484. Before some 400 steps the
+    # rectification overshoots, as it compares velocity fields that are not learnt yet.
+    x = one_step_samples(objective, steps=800)
+    assert abs(x.mean().item() - MEAN) < 0.1
     assert abs(x.std().item() - STD) < 0.1
