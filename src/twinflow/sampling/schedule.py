@@ -47,7 +47,7 @@ def time_grid(
     if not (times.float().diff() < 0).all():
         raise ValueError(
             f"{steps} steps with gaps {gaps} and time_dist {time_dist} have times that do not fall strictly "
-            "in fp32: use fewer steps, smaller gaps or exponents nearer to 1"
+            "in fp32: use fewer steps, an end gap that is 0 or not so small, or exponents nearer to 1"
         )
     return times
 
