@@ -1,0 +1,1 @@
+"""Evaluation: pictures in, scores out."""
