@@ -1,0 +1,183 @@
+"""Order of the training data: shuffled anew every epoch, split over processes, exactly resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinflow.conditions import concat_rows, take_rows
+
+
+class ShuffledOrder:
+    """An endless stream of row numbers: one permutation of the data set after another.
+
+    The permutation is a function of (seed, epoch). All processes read the same stream; in a step they take
+    adjoining slices of it, so no row is seen twice in an epoch and none is dropped, whatever the batch size. A
+    batch may span two epochs. The position is one number, so the number of processes may change on resume.
+    """
+
+    def __init__(self, length: int, *, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if length < 1 or batch < 1:
+            raise ValueError(f"length and batch must be at least 1, got {length} and {batch}")
+        self.length, self.batch, self.seed = length, batch, seed
+        self.rank, self.world_size = rank, world_size
+        self.rows = 0  # taken so far, by all processes together
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    @property
+    def epoch(self) -> int:
+        return self.rows // self.length
+
+    def next_rows(self) -> list[int]:
+        """This process's next ``batch`` row numbers."""
+        start = self.rows + self.rank * self.batch
+        self.rows += self.world_size * self.batch
+        return [self._row(place) for place in range(start, start + self.batch)]
+
+    def _row(self, place: int) -> int:
+        epoch, position = divmod(place, self.length)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._permutation = epoch, rng.permutation(self.length)
+        return int(self._permutation[position])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.rows = int(state["rows"])
+
+
+class Loader:
+    """Batches of a map-style data set in the order of :class:`ShuffledOrder`: dicts of stacked tensors and lists."""
+
+    def __init__(self, dataset: Any, order: ShuffledOrder) -> None:
+        self.dataset, self.order = dataset, order
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return collate([self.dataset[row] for row in self.order.next_rows()])
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One dict of batches: tensors are stacked, everything else is listed."""
+    columns = {key: [item[key] for item in items] for key in items[0]}
+    return {
+        key: torch.stack(values) if isinstance(values[0], Tensor) else values
+        for key, values in columns.items()
+    }
+
+
+@dataclass(kw_only=True)
+class EncodedBatch:
+    """What an objective trains on."""
+
+    x: Tensor  # (B, …) latents
+    cond: Any  # B rows
+
+
+class Encoder(Protocol):
+    """The part of a pipeline that encodes."""
+
+    def encode_images(self, pixels: Tensor) -> Tensor: ...
+
+    def encode_prompts(self, prompts: list[str]) -> Any: ...
+
+
+class OnlineExamples:
+    """Examples that are read and encoded each time they are used."""
+
+    def __init__(self, dataset: Any, encoder: Encoder, *, unconditional: str | None = None) -> None:
+        self.dataset, self.encoder, self.unconditional = dataset, encoder, unconditional
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def captions(self, rows: Sequence[int]) -> list[str]:
+        return [self.dataset[row]["caption"] for row in rows]
+
+    @torch.no_grad()
+    def batch(self, rows: Sequence[int], dropped: Tensor | None = None) -> EncodedBatch:
+        """Rows of the data set; those where ``dropped`` (B,) is true get the unconditional prompt."""
+        items = collate([self.dataset[row] for row in rows])
+        captions: list[str] = items["caption"]
+        if dropped is not None:
+            captions = [
+                str(self.unconditional) if drop else caption
+                for caption, drop in zip(captions, dropped.tolist(), strict=True)
+            ]
+        x = self.encoder.encode_images(items["pixels"])
+        return EncodedBatch(x=x, cond=self.encoder.encode_prompts(captions))
+
+
+class LatentCache:
+    """Examples of which every picture, and every distinct caption, was encoded once; kept in memory."""
+
+    def __init__(self, latents: Tensor, caption_ids: Tensor, captions: list[str], conditions: Any) -> None:
+        self.latents = latents  # (N, …)
+        self.caption_ids = caption_ids  # (N,) int64: rows of captions and conditions
+        self._captions = captions  # distinct; the last is the unconditional prompt, where there is one
+        self.conditions = conditions
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        dataset: Any,
+        encoder: Encoder,
+        *,
+        unconditional: str | None = None,
+        batch: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> LatentCache:
+        """Encode all of ``dataset``, ``batch`` examples at a time; ``progress(done, total)`` after each."""
+        total = len(dataset)
+        latents: Tensor | None = None
+        ids: dict[str, int] = {}
+        caption_ids = torch.empty(total, dtype=torch.int64)
+        for start in range(0, total, batch):
+            rows = range(start, min(start + batch, total))
+            items = collate([dataset[row] for row in rows])
+            encoded = encoder.encode_images(items["pixels"])
+            if latents is None:  # filled in place: joining a list would need twice the memory
+                latents = encoded.new_empty((total, *encoded.shape[1:]))
+            latents[start : rows.stop] = encoded
+            for row, caption in zip(rows, items["caption"], strict=True):
+                caption_ids[row] = ids.setdefault(caption, len(ids))
+            if progress is not None:
+                progress(rows.stop, total)
+        if latents is None:
+            raise ValueError("the data set is empty")
+        captions = list(ids)
+        if unconditional is not None:
+            captions.append(unconditional)
+        conditions = concat_rows(
+            [encoder.encode_prompts(captions[i : i + batch]) for i in range(0, len(captions), batch)]
+        )
+        return cls(latents, caption_ids, captions, conditions)
+
+    def __len__(self) -> int:
+        return len(self.caption_ids)
+
+    def captions(self, rows: Sequence[int]) -> list[str]:
+        return [self._captions[i] for i in self.caption_ids[list(rows)].tolist()]
+
+    def batch(self, rows: Sequence[int], dropped: Tensor | None = None) -> EncodedBatch:
+        """As :meth:`OnlineExamples.batch`."""
+        picked = torch.as_tensor(rows)
+        ids = self.caption_ids[picked]
+        if dropped is not None:
+            ids = torch.where(dropped, len(self._captions) - 1, ids)
+        return EncodedBatch(
+            x=self.latents[picked.to(self.latents.device)], cond=take_rows(self.conditions, ids)
+        )
+
+
+Examples = OnlineExamples | LatentCache

@@ -1,0 +1,155 @@
+"""From YAML files and dotted overrides to a validated recipe, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from twinflow.errors import TwinflowError
+from twinflow.recipes.messages import disallowed, unknown_key
+from twinflow.recipes.sections import DigitsData, FolderData, Recipe, ShapeWorldData
+
+DATA_KINDS: dict[str, type[BaseModel]] = {
+    "shapeworld": ShapeWorldData,
+    "digits": DigitsData,
+    "folder": FolderData,
+}
+# A section of another kind has other keys: it replaces the one that it extends instead of merging with it.
+KIND_KEYS = {"objective": "name", "data": "kind"}
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read the recipe ``path`` and what it extends, apply ``overrides`` (``"train.steps=100"``), validate.
+
+    ``TwinflowError`` names each bad key, its value and what is allowed.
+    """
+    raw = _merge(_read_layers(Path(path), ()), _parse_overrides(overrides))
+    return make_recipe(raw, source=str(path))
+
+
+def make_recipe(raw: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """A recipe of plain dictionaries, lists and numbers."""
+    try:
+        return Recipe.model_validate(_with_shorthands(raw))
+    except ValidationError as error:
+        problems = "\n  ".join(_describe(problem) for problem in error.errors())
+        raise TwinflowError(f"{source}:\n  {problems}") from error
+
+
+def recipe_dict(recipe: Recipe) -> dict[str, Any]:
+    """All settings of ``recipe``, defaults included, as plain dictionaries, lists and numbers."""
+    return recipe.model_dump(mode="json")
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """YAML that :func:`load_recipe` reads back to an equal recipe."""
+    return OmegaConf.to_yaml(OmegaConf.create(recipe_dict(recipe)))
+
+
+def _read_layers(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping in ``path``, merged over the recipe that its ``extends`` names, relative to it."""
+    if not path.is_file():
+        named = f", which {children[-1]} extends" if children else ""
+        raise TwinflowError(f"there is no recipe {path}{named}")
+    if path.resolve() in children:
+        raise TwinflowError(f"{path} extends itself by way of {', '.join(map(str, children))}")
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise TwinflowError(f"{path} is not a readable recipe: {error}") from error
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise TwinflowError(f"{path} is not a recipe: it must consist of `key: value` lines")
+    layer: dict[str, Any] = {str(key): value for key, value in raw.items()}
+    parent = layer.pop("extends", None)
+    if parent is None:
+        return _with_shorthands(layer)
+    if not isinstance(parent, str):
+        raise TwinflowError(f"{path}: {disallowed('extends', parent, 'it must be the path of a recipe')}")
+    return _merge(_read_layers(path.parent / parent, (*children, path.resolve())), layer)
+
+
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise TwinflowError(f"{override!r} is not an override: write key=value, such as train.steps=100")
+        try:
+            raw = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=True)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise TwinflowError(f"the value of {override!r} can't be read: {error}") from error
+        merged = _merge(merged, {str(k): v for k, v in raw.items()} if isinstance(raw, dict) else {})
+    return merged
+
+
+def _with_shorthands(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``model: path`` and ``data: folder`` stand for the sections with that path."""
+    full = dict(raw)
+    if isinstance(full.get("model"), str):
+        full["model"] = {"path": full["model"]}
+    if isinstance(full.get("data"), str):
+        full["data"] = {"kind": "folder", "path": full["data"]}
+    return full
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``over``, section by section."""
+    merged = _with_shorthands(base)
+    for section, value in _with_shorthands(over).items():
+        kind = KIND_KEYS.get(section)
+        old = merged.get(section)
+        other_kind = (
+            kind is not None
+            and isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and kind in value
+            and kind in old
+            and value[kind] != old[kind]
+        )
+        merged[section] = value if other_kind else _deep_merge(old, value)
+    return merged
+
+
+def _deep_merge(old: Any, new: Any) -> Any:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _deep_merge(old.get(key), value) for key, value in new.items()}}
+
+
+def _describe(problem: Any) -> str:
+    """One line about one of pydantic's errors."""
+    path = list(problem["loc"])
+    # pydantic puts the name of the union's member behind "data".
+    kind = path.pop(1) if path[0:1] == ["data"] and path[1:2] and path[1] in DATA_KINDS else None
+    key = ".".join(map(str, path))
+    what = problem["type"]
+    if what == "value_error":  # of our own validators, whose messages name the key
+        return str(problem["ctx"]["error"])
+    if what == "extra_forbidden":
+        return unknown_key(str(path[-1]), _keys_at(path[:-1], kind), where=".".join(map(str, path[:-1])))
+    if what == "missing":
+        return f"{key} is missing: the recipe must set it"
+    if what == "union_tag_not_found":
+        return f"{key}.kind is missing: use one of {', '.join(DATA_KINDS)}"
+    if what == "union_tag_invalid":
+        return unknown_key(str(problem["ctx"]["tag"]), DATA_KINDS, where=f"{key}.kind", noun="kind")
+    return disallowed(key, problem["input"], problem["msg"])
+
+
+def _keys_at(path: list[Any], kind: str | None) -> list[str]:
+    """The keys allowed in the section ``path``."""
+    section: type[BaseModel] = Recipe
+    for name in path:
+        if kind is not None and name == "data":
+            section = DATA_KINDS[kind]
+            continue
+        hint = section.model_fields[name].annotation
+        members = get_args(hint) if get_origin(hint) is Union else (hint,)
+        section = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,197 @@
+"""What a recipe consists of: one frozen section per concern, with defaults and allowed values.
+
+The settings of the objective are not repeated here: they are the fields of the objective's own dataclass, see
+:mod:`twinflow.recipes.objective`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from twinflow.recipes.objective import build_objective, resolve_objective
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+Every = Annotated[int, Field(ge=0)]  # every so many steps; 0 is never
+Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys and values of another type are errors; a section never changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The pipeline to start from, and what of it is trained."""
+
+    path: Annotated[str, Field(min_length=1)]  # folder in diffusers format, or hub id
+    part: Literal["transformer", "autoencoder", "text_encoders"] = "transformer"
+    target_time: bool = True  # attach the branch for r; a plain flow-matching model needs none
+    fake_time: Literal["negative", "sign"] = "negative"  # how the branch marks t < 0
+    train: Literal["full"] = "full"
+    call: dict[str, Any] = {}  # extra arguments of the stock pipeline
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored weights; train.precision is that of the maths
+
+
+class DataSection(Section):
+    """What all data sets have in common."""
+
+    cache: bool = True  # encode every example once and keep the latents in memory
+    encode_batch: AtLeastOne = 64  # examples encoded together while the cache is filled
+
+
+class ShapeWorldData(DataSection):
+    """Procedural scenes with captions."""
+
+    kind: Literal["shapeworld"] = "shapeworld"
+    level: str = "tiny"
+    length: AtLeastOne = 50_000
+    seed: Seed = 0
+
+    @field_validator("level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        from twinflow.data.shapeworld.world import LEVELS
+
+        if level not in LEVELS:
+            raise ValueError(
+                f"data.level = {level!r} is not a level of ShapeWorld: use {' or '.join(LEVELS)}"
+            )
+        return level
+
+
+class DigitsData(DataSection):
+    """scikit-learn's handwritten digits."""
+
+    kind: Literal["digits"]
+    size: AtLeastOne = 32  # pixels
+
+
+class FolderData(DataSection):
+    """Images with a caption each: ``.txt`` files beside them or one ``metadata.jsonl``."""
+
+    kind: Literal["folder"]
+    path: Annotated[str, Field(min_length=1)]
+    size: AtLeastOne = 512  # pixels
+    on_error: Literal["stop", "skip"] = "stop"  # a broken image, or one without a caption
+
+
+Data = Annotated[ShapeWorldData | DigitsData | FolderData, Field(discriminator="kind")]
+
+
+class Optimizer(Section):
+    """How gradients become steps."""
+
+    name: Literal["adamw", "radam", "muon"] = "adamw"  # muon: for matrices in blocks, AdamW for the rest
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of matrices; biases and norms never decay
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = (
+        0.2  # wsd: last part of the run, falling to final_lr
+    )
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0  # as a fraction of lr; constant does not use it
+    clip: Annotated[float, Field(gt=0)] | None = 1.0  # bound on the gradient's norm; null is off
+
+
+class Ema(Section):
+    """Averages of the trained weights. Each decay warms up from 0, so early weights are soon forgotten."""
+
+    decay: Share = 0.999  # weights that are drawn with and saved at the end; 0: the trained ones themselves
+    teacher_decay: Share = 0.99  # the teacher of an objective with teacher: ema
+
+
+class Train(Section):
+    """How much is trained, and in which arithmetic."""
+
+    steps: AtLeastOne
+    batch: AtLeastOne  # rows of one forward in one process
+    accumulate: AtLeastOne = 1  # forwards per optimiser step
+    seed: Seed = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over the weights as they are stored
+    compile: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves torch's choice
+
+
+class Checkpoint(Section):
+    """How often all that an exact resume needs is saved, and how many of these are kept."""
+
+    every: Every = 500
+    keep: AtLeastOne = 2
+
+
+class Log(Section):
+    """Where numbers go besides metrics.jsonl."""
+
+    every: AtLeastOne = 50
+    tensorboard: bool = True
+
+
+class Preview(Section):
+    """Pictures of fixed prompts and seeds in the course of the training."""
+
+    every: Every = 0
+    prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()  # none: the first captions of the data
+    count: AtLeastOne = 16  # how many, where the prompts come from the data
+    nfe: Annotated[tuple[AtLeastOne, ...], Field(strict=False, min_length=1)] = (1, 2, 4)
+    seed: Seed = 0
+    sampler: dict[
+        str, Any
+    ] = {}  # further arguments of twinflow.sampling.sample, say {style: multi, guidance: 4}
+
+
+class Recipe(Section):
+    """A whole training run. ``output`` is the folder that it is written to."""
+
+    model: Model
+    data: Data
+    objective: dict[str, Any]
+    unconditional_prompt: str | None = ""  # what guidance compares with; null: there is none
+    caption_dropout: Share = 0.0  # share of rows trained on the unconditional prompt
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    preview: Preview = Preview()
+    output: Annotated[str, Field(min_length=1)]
+
+    @field_validator("objective")
+    @classmethod
+    def _resolved_objective(cls, objective: dict[str, Any]) -> dict[str, Any]:
+        return resolve_objective(objective)
+
+    @model_validator(mode="after")
+    def _possible_combination(self) -> Recipe:
+        objective = build_objective(self.objective)
+        guidance = getattr(objective, "guidance", 0)
+        if self.unconditional_prompt is None and guidance > 0:
+            raise ValueError(
+                f"objective.guidance = {guidance} compares with an unconditional condition, but "
+                'unconditional_prompt = null: give one (such as ""), or set objective.guidance to 0'
+            )
+        if self.unconditional_prompt is None and self.caption_dropout > 0:
+            raise ValueError(
+                f"caption_dropout = {self.caption_dropout} trains on the unconditional prompt, but "
+                'unconditional_prompt = null: give one (such as ""), or set caption_dropout to 0'
+            )
+        if getattr(objective, "teacher", "self") == "ema" and self.ema.teacher_decay == 0:
+            raise ValueError(
+                "objective.teacher = 'ema' needs an average, but ema.teacher_decay = 0: "
+                "set it above 0 (such as 0.99), or objective.teacher to 'self'"
+            )
+        if self.optimizer.warmup_steps > self.train.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} must not exceed "
+                f"train.steps = {self.train.steps}"
+            )
+        return self
+
+    def build_objective(self) -> Any:
+        """A new objective with the settings of this recipe."""
+        return build_objective(self.objective)

@@ -1,0 +1,172 @@
+"""Checkpoints on disk: safetensors and JSON in a folder a step, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from twinflow.errors import TwinflowError
+
+STATE_FILE = "state.json"
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Snapshot:
+    """All that a run needs to go on."""
+
+    tensors: dict[str, dict[str, Tensor]]  # by file, without its extension
+    state: dict[str, Any]  # as JSON can hold it
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group.values())
+
+
+class CheckpointFolder:
+    """``step_00000100/`` and so on, and the file ``latest`` that names the newest.
+
+    A checkpoint is written under another name, flushed to the disk and then renamed; ``latest`` is replaced
+    likewise. So a run that is killed at any moment leaves the former checkpoint as it was.
+    """
+
+    def __init__(self, path: Path, *, keep: int) -> None:
+        self.path, self.keep = path, keep
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        pointer = self.path / "latest"
+        if pointer.is_file():
+            named = self.path / pointer.read_text().strip()
+            if (named / STATE_FILE).is_file():
+                return named
+        found = self._steps()  # killed between the renaming and the pointer, or the pointer was removed
+        return found[max(found)] if found else None
+
+    def save(self, step: int, snapshot: Snapshot) -> Path:
+        """Write a checkpoint, make it the latest, and remove those beyond ``keep``."""
+        final = self.path / f"step_{step:08}"
+        hidden = self.path / f".writing-{final.name}"
+        with explained(final, needed=snapshot.nbytes, leftover=hidden):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            hidden.mkdir()
+            for name, tensors in snapshot.tensors.items():
+                file = hidden / f"{name}.safetensors"
+                save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
+                _flush(file)
+            write_text(hidden / STATE_FILE, json.dumps({"format": FORMAT, **snapshot.state}, indent=1) + "\n")
+            _flush(hidden)
+            if final.exists():  # of a branch of the run that was given up by resuming from an earlier step
+                _remove(final)
+            hidden.rename(final)
+            replace_text(self.path / "latest", final.name + "\n")
+            _flush(self.path)
+        self._rotate(step)
+        return final
+
+    def _rotate(self, newest: int) -> None:
+        found = self._steps()
+        kept = sorted(step for step in found if step <= newest)[-self.keep :]
+        for step, folder in found.items():
+            if step not in kept:
+                _remove(folder)
+
+    def _steps(self) -> dict[int, Path]:
+        folders = (folder.parent for folder in self.path.glob(f"step_*/{STATE_FILE}"))
+        return {int(folder.name.removeprefix("step_")): folder for folder in folders}
+
+    def _remove_leftovers(self) -> None:
+        for pattern in (".writing-*", ".removing-*"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover)
+
+
+def read_checkpoint(path: Path) -> Snapshot:
+    """The checkpoint in the folder ``path``."""
+    try:
+        state = json.loads((path / STATE_FILE).read_text())
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TwinflowError(f"{path} is not a readable checkpoint: {error}") from error
+    if state.pop("format", None) != FORMAT:
+        raise TwinflowError(f"{path} was written by another version of twinflow, in another format")
+    return Snapshot(tensors=tensors, state=state)
+
+
+def replace_folder(final: Path, hidden: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill the folder ``hidden``, then rename it to ``final``."""
+    if hidden.exists():  # of a run that was killed
+        shutil.rmtree(hidden)
+    write(hidden)
+    if final.exists():
+        _remove(final)
+    hidden.rename(final)
+    _flush(final.parent)
+
+
+@contextmanager
+def explained(path: Path, *, needed: int, leftover: Path) -> Iterator[None]:
+    """Turn a failure to write ``path`` into an error with the remedy, and remove ``leftover``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(leftover, ignore_errors=True)
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        raise TwinflowError(
+            f"{path} could not be written ({error}). It needs {_size(needed)}, and {_size(free)} are free "
+            "there. What was saved before is untouched: make room and run the same command again"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, down to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` at once: a reader sees the old text or the new."""
+    beside = path.with_name(f".{path.name}.writing")
+    write_text(beside, text)
+    beside.replace(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of files; renamed first, so that half of it is never taken for a checkpoint."""
+    hidden = folder.with_name(f".removing-{folder.name}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # which can't open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

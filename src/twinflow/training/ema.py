@@ -1,0 +1,63 @@
+"""Moving averages of the trained weights: to draw with and save, and as a teacher."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterAverage:
+    """A copy of ``network`` whose trained weights follow ``avg <- d avg + (1 - d) weights``.
+
+    The decay warms up from 0: after each update ``d <- d + (1 - d)(decay - d) / 2``, so the first update copies
+    the weights and early ones are soon forgotten (for 0.99: 0.495, 0.620, 0.690, …). :meth:`update` belongs
+    after each optimiser step, however many micro-batches it had. Buffers are not averaged; parameters that
+    are not trained are shared with ``network``.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.current_decay = 0.0  # of the next update
+        self.updates = 0
+        self._weights = trained_parameters(network)
+        frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
+        self.network: nn.Module = copy.deepcopy(network, frozen)  # type: ignore[arg-type]
+        copies = dict(self.network.named_parameters())
+        self._average = {name: copies[name].requires_grad_(False) for name in self._weights}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(
+            list(self._average.values()), list(self._weights.values()), 1 - self.current_decay
+        )
+        self.current_decay += (1 - self.current_decay) * (self.decay - self.current_decay) / 2
+        self.updates += 1
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averaged and the trained weights; twice is nothing."""
+        for name, average in self._average.items():
+            weight = self._weights[name]
+            kept = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Averaged weights, and the state of the warm-up."""
+        return dict(self._average), {"current_decay": self.current_decay, "updates": self.updates}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        for name, average in self._average.items():
+            average.copy_(tensors[name])
+        self.current_decay, self.updates = float(state["current_decay"]), int(state["updates"])
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the optimiser may change, by name; a tied one once."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}

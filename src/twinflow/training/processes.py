@@ -1,0 +1,49 @@
+"""The processes of a run: one here, several under ``torchrun``; the same code either way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among ``world_size`` data-parallel ones."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls) -> Processes:
+        """That of ``torch.distributed`` where it is initialised, else a single one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes files and talks to the user."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+            torch._foreach_div_(list(tensors), self.world_size)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether ``flag`` holds in any process: a stop that one of them is asked for stops them all."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value.item())

@@ -1,0 +1,115 @@
+"""The folder of a run: what is in it, whose it is, and where to go on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
+from twinflow.errors import TwinflowError
+from twinflow.training.checkpoint import CheckpointFolder, explained, replace_text
+
+# Settings that may change when a run is resumed: they say how long it is and what is seen of it.
+FREE_KEYS = ("train.steps", "train.threads", "log", "checkpoint", "preview", "output")
+_PACKAGES = (
+    "twinflow",
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "omegaconf",
+)
+
+
+class RunFolder:
+    """``recipe.yaml``, ``versions.json``, ``metrics.jsonl``, ``checkpoints/``, ``previews/``, ``pipeline/``."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.path = Path(recipe.output)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints", keep=recipe.checkpoint.keep)
+        self.pipeline = self.path / "pipeline"
+        self.previews = self.path / "previews"
+
+    def resume_from(self, resume: str | Path = "auto") -> Path | None:
+        """The checkpoint to go on from; ``None`` is to start anew. Nothing is loaded or written.
+
+        ``resume``: ``"auto"`` goes on with the run in this folder if there is one, ``"never"`` refuses to, and
+        a path is a checkpoint, or the folder of a run. ``TwinflowError`` if that was another recipe's.
+        """
+        if str(resume) == "never":
+            if (self.path / "recipe.yaml").exists():
+                raise TwinflowError(
+                    f"{self.path} holds a run already: choose another output, or resume it (resume=auto)"
+                )
+            return None
+        if str(resume) == "auto":
+            if not (self.path / "recipe.yaml").exists():
+                return None
+            check_same_run(self.path, self.recipe)
+            return self.checkpoints.latest()
+        return self._chosen(Path(resume))
+
+    def _chosen(self, path: Path) -> Path:
+        """The checkpoint that the user named, or the latest of the run that was named."""
+        if (path / "recipe.yaml").is_file():
+            run = path
+            found = CheckpointFolder(path / "checkpoints", keep=1).latest()
+        else:
+            run = path.absolute().parent.parent
+            found = path if (path / "state.json").is_file() else None
+        if found is None:
+            raise TwinflowError(f"resume = {str(path)!r}: there is no checkpoint, and no run that has one")
+        if (run / "recipe.yaml").is_file():
+            check_same_run(run, self.recipe)
+        return found
+
+    def claim(self) -> None:
+        """Write the resolved recipe and the versions of what runs it."""
+        texts = {
+            "recipe.yaml": recipe_yaml(self.recipe),
+            "versions.json": json.dumps(versions(), indent=1) + "\n",
+        }
+        with explained(self.path, needed=sum(map(len, texts.values())), leftover=self.path / ".nothing"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                replace_text(self.path / name, text)
+
+
+def check_same_run(folder: Path, recipe: Recipe) -> None:
+    """``TwinflowError`` with the first key in which the run in ``folder`` has another recipe."""
+    former = _flat(recipe_dict(load_recipe(folder / "recipe.yaml")))
+    present = _flat(recipe_dict(recipe))
+    for key in dict.fromkeys([*present, *former]):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
+        if not free and present.get(key) != former.get(key):
+            raise TwinflowError(
+                f"{folder} holds another run: its {key} is {former.get(key)!r}, and this recipe's is "
+                f"{present.get(key)!r}. Choose another output, or set {key} back. Free to change are "
+                f"{', '.join(FREE_KEYS)}"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that has a say in the numbers of a run."""
+    found = {"python": sys.version.split()[0], "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"train.steps": 100, …}``."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,34 @@
+"""The part of a network that a training changes: trained parameters and persistent buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twinflow.training.ema import trained_parameters
+
+
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """All that has to be saved to get ``network`` back from the pipeline it started as."""
+    persistent = network.state_dict().keys() & dict(network.named_buffers()).keys()
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in persistent}
+    return {**trained_parameters(network), **buffers}
+
+
+@torch.no_grad()
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Fill ``network`` in place, so that optimisers and averages keep their tensors.
+
+    ``ValueError`` unless names and shapes are those of :func:`trained_weights`.
+    """
+    own = trained_weights(network)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())
+        raise ValueError(f"its weights have other names ({', '.join(odd[:3])}, …)")
+    for name, weight in own.items():
+        if weight.shape != weights[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(weights[name].shape)} there, and {tuple(weight.shape)} here"
+            )
+    for name, weight in own.items():
+        weight.copy_(weights[name])
