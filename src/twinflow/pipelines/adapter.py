@@ -24,12 +24,15 @@ class StableDiffusion3Adapter:
 
     def __init__(self, pipe: Any, *, fold_padding: bool = True) -> None:
         self.pipe = pipe
-        # Folding needs the padding tokens to be equal, which they are when there is no T5 encoder.
-        self.fold_padding = fold_padding and pipe.text_encoder_3 is None
-        if self.fold_padding:
+        self.fold_padding = False
+        if fold_padding and _all_equal(self._t5_tokens(self.encode_prompts(["a"]))):
+            self.fold_padding = True
             pipe.transformer.set_attn_processor(FoldedPaddingAttention(self.padding_tokens))
 
-    padding_tokens = 256  # max_sequence_length of the stock pipeline's call
+    padding_tokens = 256  # T5 tokens: max_sequence_length of the stock pipeline's call
+
+    def _t5_tokens(self, cond: Condition) -> Tensor:
+        return cond.kwargs["encoder_hidden_states"][:, -self.padding_tokens :]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -67,6 +70,11 @@ class StableDiffusion3Adapter:
     @property
     def _shift(self) -> float:
         return self.pipe.vae.config.shift_factor or 0.0
+
+
+def _all_equal(tokens: Tensor) -> bool:
+    """Whether the tokens (B, L, D) of each row are all the same: no T5, or a silent one."""
+    return bool((tokens == tokens[:, :1]).all())
 
 
 ADAPTERS = (StableDiffusion3Adapter,)

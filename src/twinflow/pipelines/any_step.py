@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.adapter import adapter_for
@@ -68,6 +69,8 @@ class AnyStepPipeline:
         self.adapter = adapter_for(pipe, fold_padding=fold_padding)
         if target_time and not tt.has_target_time(pipe.transformer):
             tt.attach_target_time(pipe.transformer, fake_time=fake_time)
+        # The words that the model was trained on, if they are known to be all: prompts are checked against them.
+        self.words: list[str] | None = None
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
 
     @classmethod
@@ -81,24 +84,26 @@ class AnyStepPipeline:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> AnyStepPipeline:
-        """Load a stock diffusers folder or hub id, or a folder written by :meth:`save_pretrained`.
+        """Load a stock diffusers folder or hub id, a folder written by :meth:`save_pretrained`, or an embedded
+        model ("shapeworld-tiny").
 
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
         the network's function is unchanged. Only safetensors are read.
         """
         from diffusers import DiffusionPipeline
 
+        path_or_id = locate(path_or_id)
         folder = Path(path_or_id)
-        options = {}
-        if (folder / CONFIG_FILE).is_file():
-            options = json.loads((folder / CONFIG_FILE).read_text())
-            target_time, fake_time = True, options["fake_time"]
+        config = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
+        if "fake_time" in config:
+            target_time, fake_time = True, config["fake_time"]
         elif folder.is_dir() and not (folder / "model_index.json").is_file():
             raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
         pipe = DiffusionPipeline.from_pretrained(str(path_or_id), torch_dtype=dtype, use_safetensors=True)
         pipe.to(device)
         self = cls(pipe, target_time=target_time, fake_time=fake_time, fold_padding=fold_padding)
-        if options:
+        self.words = config.get("words")
+        if "fake_time" in config:
             branch = load_file(folder / BRANCH_FILE)
             missing = set(tt.target_time_state_dict(pipe.transformer)) ^ set(branch)
             if missing:
@@ -107,6 +112,11 @@ class AnyStepPipeline:
                 )
             pipe.transformer.load_state_dict(branch, strict=False)
         return self
+
+    @property
+    def knows_target_time(self) -> bool:
+        """Whether the network has a branch for r: trained for few steps, unless it was attached just now."""
+        return tt.has_target_time(self.pipe.transformer)
 
     @property
     def device(self) -> torch.device:
@@ -183,15 +193,18 @@ class AnyStepPipeline:
         """
         path = Path(path)
         transformer = self.pipe.transformer
-        if not tt.has_target_time(transformer):
+        config: dict[str, Any] = {"format": 1}
+        if self.words is not None:
+            config["words"] = self.words
+        if tt.has_target_time(transformer):
+            config["fake_time"] = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
+            branch = {n: value.contiguous() for n, value in tt.target_time_state_dict(transformer).items()}
+            with tt.detached(transformer):
+                self.pipe.save_pretrained(path, safe_serialization=True)
+            save_file(branch, path / BRANCH_FILE)
+        else:
             self.pipe.save_pretrained(path, safe_serialization=True)
-            return
-        branch = {name: value.contiguous() for name, value in tt.target_time_state_dict(transformer).items()}
-        fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
-        with tt.detached(transformer):
-            self.pipe.save_pretrained(path, safe_serialization=True)
-        save_file(branch, path / BRANCH_FILE)
-        (path / CONFIG_FILE).write_text(json.dumps({"format": 1, "fake_time": fake_time}, indent=2) + "\n")
+        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:

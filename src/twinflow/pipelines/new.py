@@ -87,10 +87,9 @@ def new_pipeline(arch: Architecture, *, seed: int = 0) -> Any:
             tokenizer_2=tokenizer,
             text_encoder=_text_encoder(arch, tokenizer),
             text_encoder_2=_text_encoder(arch, tokenizer),
-            tokenizer_3=None,
-            text_encoder_3=None,
+            **_silent_t5(2 * arch.text_width),
         )
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
         part.eval()
     return pipe
 
@@ -148,6 +147,22 @@ def _text_encoder(arch: Architecture, tokenizer: Any) -> nn.Module:
         elif parameter.dim() == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     return encoder
+
+
+def _silent_t5(width: int) -> dict[str, Any]:
+    """The T5 slot, which a saved SD3 pipeline can't leave empty, filled with an encoder that says nothing.
+
+    The weight of its final norm is zero, so its output is the zeros that SD3 uses in place of a missing T5.
+    """
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *map(chr, range(33, 127))]
+    scores = [(piece, 0.0 if i < 3 else -2.0 - 1e-3 * i) for i, piece in enumerate(pieces)]
+    tokenizer = T5Tokenizer(vocab=scores, extra_ids=0, additional_special_tokens=[])
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    encoder = T5EncoderModel(config)
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return {"tokenizer_3": tokenizer, "text_encoder_3": encoder}
 
 
 def _start_as_zero(transformer: nn.Module) -> None:

@@ -1,0 +1,88 @@
+"""From a validated recipe to a finished run: its data, its model, its trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twinflow.config import Recipe
+from twinflow.data.shapeworld import get_level
+from twinflow.data.shapeworld.captions import vocabulary
+from twinflow.errors import TwinflowError
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
+NEW_SHAPEWORLD = "new:shapeworld"
+
+
+def build_dataset(recipe: Recipe) -> Any:
+    """The data set of ``recipe.data``; everything that can be wrong with it is found here."""
+    data = recipe.data
+    if data.kind == "shapeworld":
+        if recipe.model.part == "text_encoders":
+            return CaptionFacts(data.level, length=data.length, seed=data.seed)
+        from twinflow.data.shapeworld import ShapeWorldDataset
+
+        return ShapeWorldDataset(data.level, length=data.length, seed=data.seed)
+    if data.kind == "digits":
+        from twinflow.data.digits import DigitsDataset
+
+        return DigitsDataset(channels=3, size=data.size)
+    from twinflow.data.folder import ImageFolder
+
+    return ImageFolder(data.path, size=data.size, on_error=data.on_error)
+
+
+def build_model(recipe: Recipe, dataset: Any) -> Any:
+    """What is trained: an any-step pipeline, or one part of a stock pipeline."""
+    model = recipe.model
+    if model.part == "transformer":
+        pipe = AnyStepPipeline.from_pretrained(
+            model.path, target_time=model.target_time, fake_time=model.fake_time, dtype=DTYPES[model.dtype]
+        )
+        pipe.pipe.set_progress_bar_config(disable=True)
+        if recipe.data.kind == "shapeworld":
+            pipe.words = vocabulary(recipe.data.level)
+        return pipe
+    stock = _stock_pipeline(model.path)
+    if model.part == "text_encoders":
+        if not isinstance(dataset, CaptionFacts):
+            raise TwinflowError(
+                "model.part = 'text_encoders' needs data.kind = 'shapeworld': only it knows facts"
+            )
+        return TextEncodersPart(stock, sizes=dataset.sizes)
+    count = min(CALIBRATION_IMAGES, len(dataset))
+    pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
+    return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def _stock_pipeline(path: str) -> Any:
+    if path == NEW_SHAPEWORLD:
+        from twinflow.pipelines.new import Architecture, new_pipeline
+
+        # Both levels' words, so that one text encoder serves them all.
+        longest = max(len(words.split()) for words in _prompts())
+        return new_pipeline(Architecture(words=tuple(vocabulary("full")), max_words=longest))
+    return AnyStepPipeline.from_pretrained(path, target_time=False, fold_padding=False).pipe
+
+
+def _prompts() -> list[str]:
+    from twinflow.data.shapeworld import TASKS, all_captions
+
+    return [caption["prompt"] for task in TASKS for caption in all_captions(get_level("full"), task)]
+
+
+def launch(recipe: Recipe, *, resume: str = "auto") -> Any:
+    """Train ``recipe`` to its end, or on from its last checkpoint; returns the finished trainer."""
+    from twinflow.training import Trainer
+
+    torch.manual_seed(recipe.train.seed)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    dataset = build_dataset(recipe)
+    trainer = Trainer(recipe, build_model(recipe, dataset), dataset, resume=resume)
+    trainer.run()
+    return trainer
