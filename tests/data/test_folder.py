@@ -1,0 +1,249 @@
+"""Folders of pictures: what is read, and that every fault is found before training begins."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twinflow.data.folder import FolderDataset
+from twinflow.errors import TwinflowError
+
+
+def write(path: Path, image: Image.Image | None = None, caption: str | None = "a picture", **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.new("RGB", (20, 10), (255, 0, 0))).save(path, **options)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+
+
+def write_metadata(folder: Path, *entries: dict) -> None:
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries) + "\n")
+
+
+def noise_image(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_pictures_with_text_files(tmp_path):
+    write(tmp_path / "b.png", caption=" a red\nsquare \n")
+    write(tmp_path / "a.JPG", caption="größer")
+    write(tmp_path / "more" / "c.webp")
+    (tmp_path / ".hidden.png").write_bytes(b"not a picture")
+    dataset = FolderDataset(tmp_path, size=8)
+    assert [item["caption"] for item in dataset] == ["größer", "a red\nsquare", "a picture"]
+    pixels = dataset[1]["pixels"]
+    assert (pixels.dtype, pixels.shape, pixels.is_contiguous()) == (torch.float32, (3, 8, 8), True)
+    assert torch.equal(pixels, torch.tensor([1.0, -1, -1]).reshape(3, 1, 1).expand(3, 8, 8))
+
+
+def test_metadata_keeps_its_order_and_its_captions(tmp_path):
+    write(tmp_path / "a.png", caption=None)
+    write(tmp_path / "sub" / "b.png", caption=None)
+    write_metadata(
+        tmp_path, {"file_name": "sub/b.png", "text": "two"}, {"file_name": "a.png", "text": ["one", " uno "]}
+    )
+    dataset = FolderDataset(tmp_path, size=4)
+    assert [file.captions for file in dataset.files] == [("two",), ("one", "uno")]
+
+
+def test_one_of_several_captions_is_chosen_by_epoch_and_index(tmp_path):
+    write(tmp_path / "a.png", caption=None)
+    captions = ["one", "two", "three"]
+    write_metadata(tmp_path, *[{"file_name": "a.png", "text": captions}] * 200)
+
+    def chosen(epoch, seed=0):
+        dataset = FolderDataset(tmp_path, size=4, seed=seed)
+        dataset.set_epoch(epoch)
+        return [dataset.caption(i) for i in range(200)]
+
+    assert chosen(0) == chosen(0)
+    assert len({tuple(chosen(0)), tuple(chosen(1)), tuple(chosen(0, seed=1))}) == 3
+    assert all(45 < chosen(0).count(caption) < 90 for caption in captions)
+
+
+def test_workers_that_outlive_an_epoch_see_the_next_one(tmp_path):
+    write(tmp_path / "a.png", caption=None)
+    write_metadata(tmp_path, *[{"file_name": "a.png", "text": ["one", "two"]}] * 30)
+    dataset = FolderDataset(tmp_path, size=4)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=30, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        (batch,) = list(loader)
+        assert batch["caption"] == [dataset.caption(i) for i in range(30)]
+
+
+@pytest.mark.parametrize(("source", "size"), [((30, 10), 10), ((10, 30), (10, 10)), ((30, 20), (10, 15))])
+def test_the_centre_covers_the_size(tmp_path, source, size):
+    # Left and top thirds are black, the middle is white: a centre crop of the long side is white.
+    width, height = source
+    array = np.zeros((height, width, 3), np.uint8)
+    if (width, height) == (30, 20):
+        array[:] = 255  # the same shape: nothing is cropped
+    elif width > height:
+        array[:, 10:20] = 255
+    else:
+        array[10:20] = 255
+    write(tmp_path / "a.png", Image.fromarray(array))
+    pixels = FolderDataset(tmp_path, size=size)[0]["pixels"]
+    assert pixels.shape[1:] == ((size, size) if isinstance(size, int) else size)
+    assert pixels.min() == 1
+
+
+def test_a_picture_of_the_right_size_is_not_resampled(tmp_path):
+    image = noise_image(12, 12)
+    write(tmp_path / "a.png", image)
+    pixels = FolderDataset(tmp_path, size=12)[0]["pixels"]
+    np.testing.assert_allclose((pixels.permute(1, 2, 0) + 1) * 127.5, np.asarray(image), atol=1e-4)
+
+
+def test_modes(tmp_path):
+    write(tmp_path / "grey.png", Image.new("L", (4, 4), 51))
+    write(tmp_path / "grey16.png", Image.fromarray(np.full((4, 4), 51 * 257, np.uint16)))
+    write(tmp_path / "half.png", Image.new("RGBA", (4, 4), (0, 0, 0, 51)))
+    write(tmp_path / "clear.png", Image.new("LA", (4, 4), (0, 0)))
+    write(tmp_path / "palette.png", Image.new("RGB", (4, 4), (0, 255, 0)).quantize(4))
+    write(tmp_path / "print.jpg", Image.new("CMYK", (4, 4), (0, 0, 0, 0)))
+    dataset = FolderDataset(tmp_path, size=4)
+    colours = {
+        file.path.name: ((item["pixels"][:, 0, 0] + 1) * 127.5).round().tolist()
+        for file, item in zip(dataset.files, dataset, strict=True)
+    }
+    assert colours == {
+        "grey.png": [51] * 3,
+        "grey16.png": [51] * 3,
+        "half.png": [204] * 3,
+        "clear.png": [255] * 3,
+        "palette.png": [0, 255, 0],
+        "print.jpg": [255] * 3,
+    }
+
+
+def test_exif_turns_the_picture_upright(tmp_path):
+    array = np.zeros((8, 8, 3), np.uint8)
+    array[:, :4] = 255  # bright left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: bright on top
+    write(tmp_path / "a.png", Image.fromarray(array), exif=exif)
+    pixels = FolderDataset(tmp_path, size=8)[0]["pixels"]
+    assert pixels[:, :4].min() == 1
+    assert pixels[:, 4:].max() == -1
+
+
+def damage(folder: Path) -> list[str]:
+    """One file of each fault, and one sound one; the names that an error must tell."""
+    write(folder / "good.png")
+    write(folder / "no_caption.png", caption=None)
+    write(folder / "blank.png", caption=" \n")
+    (folder / "no_picture.txt").write_text("a picture that is not there")
+    write(folder / "latin.png")
+    (folder / "latin.txt").write_bytes("größer".encode("latin-1"))
+    for name in ("cut.jpg", "cut.png", "cut.webp"):
+        write(folder / name, noise_image(64, 64))
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    write(folder / "text.png")
+    (folder / "text.png").write_text("this is not a picture")
+    return [
+        "no_caption.png",
+        "blank.txt",
+        "no_picture.txt",
+        "latin.txt",
+        "cut.jpg",
+        "cut.png",
+        "cut.webp",
+        "text.png",
+    ]
+
+
+def test_every_fault_is_found_when_the_dataset_is_built(tmp_path):
+    names = damage(tmp_path)
+    with pytest.raises(TwinflowError) as caught:
+        FolderDataset(tmp_path, size=8)
+    message = str(caught.value)
+    assert f"8 of 9 entries of {tmp_path}" in message
+    assert sum(name + ":" in message for name in names) == 5
+    assert "and 3 more" in message
+    assert 'on_error="skip"' in message
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_each_fault_alone_is_named(tmp_path, index):
+    names = damage(tmp_path / "all")
+    stem = Path(names[index]).stem
+    for path in (tmp_path / "all").iterdir():
+        if path.suffix in (".png", ".txt", ".jpg", ".webp") and path.stem in (stem, "good"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in (tmp_path / "all").iterdir():
+        path.unlink()
+    if stem == "cut":  # three files share the stem and its caption: leave one
+        for name in {"cut.jpg", "cut.png", "cut.webp"} - {names[index]}:
+            (tmp_path / name).unlink()
+    with pytest.raises(TwinflowError, match=rf"(?s)1 of 2 .*  {names[index]}: .*: \w+"):
+        FolderDataset(tmp_path, size=8)
+
+
+def test_skip_leaves_them_out_and_logs_every_name(tmp_path, caplog):
+    names = damage(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        dataset = FolderDataset(tmp_path, size=8, on_error="skip")
+    assert [file.path.name for file in dataset.files] == ["good.png"]
+    assert all(name + ":" in caplog.text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"file_name": "gone.png", "text": "a"}', ["gone.png", "missing"]),
+        ('{"file_name": "a.png", "text": ""}', ["a.png", "empty"]),
+        ('{"file_name": "a.png", "text": []}', ["a.png", "empty"]),
+        ('{"file_name": "a.png", "text": ["x", " "]}', ["a.png", "empty"]),
+        ('{"file_name": "a.png", "text": 3}', ["a.png", "list of captions"]),
+        ('{"file_name": "a.png"}', ['"text"']),
+        ('["a.png", "x"]', ['"file_name"']),
+        ('{"file_name": ', ["not JSON"]),
+    ],
+)
+def test_faults_of_metadata_name_the_line(tmp_path, line, words):
+    write(tmp_path / "a.png", caption=None)
+    good = json.dumps({"file_name": "a.png", "text": "fine"})
+    (tmp_path / "metadata.jsonl").write_text(f"{good}\n\n{line}\n")
+    with pytest.raises(TwinflowError) as caught:
+        FolderDataset(tmp_path, size=8)
+    for word in ["1 of 2", "metadata.jsonl line 3", *words]:
+        assert word in str(caught.value)
+    assert len(FolderDataset(tmp_path, size=8, on_error="skip")) == 1
+
+
+def test_metadata_may_name_files_elsewhere(tmp_path):
+    write(tmp_path / "pictures" / "a.png", caption=None)
+    (tmp_path / "pictures" / "bad.png").write_text("not a picture")
+    (tmp_path / "list").mkdir()
+    names = ["../pictures/a.png", str(tmp_path / "pictures" / "bad.png")]
+    write_metadata(tmp_path / "list", *[{"file_name": name, "text": "x"} for name in names])
+    with pytest.raises(TwinflowError, match=r"\.\./pictures/bad\.png"):
+        FolderDataset(tmp_path / "list", size=8)
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(TwinflowError, match="no usable picture"):
+        FolderDataset(tmp_path, size=8)
+    with pytest.raises(TwinflowError, match="is not a folder"):
+        FolderDataset(tmp_path / "nowhere", size=8)
+    write(tmp_path / "a.png", caption="")
+    with pytest.raises(TwinflowError, match="no usable picture"):
+        FolderDataset(tmp_path, size=8, on_error="skip")
+
+
+def test_arguments(tmp_path):
+    for size in (0, (8,), (8, 0), (8.0, 8)):
+        with pytest.raises(ValueError, match="size"):
+            FolderDataset(tmp_path, size=size)
+    with pytest.raises(ValueError, match=r"on_error.*'ignore'"):
+        FolderDataset(tmp_path, size=8, on_error="ignore")
+    write(tmp_path / "a.png")
+    with pytest.raises(IndexError):
+        FolderDataset(tmp_path, size=8)[1]
