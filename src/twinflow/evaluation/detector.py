@@ -1,0 +1,290 @@
+"""Finds the shapes of ShapeWorld in a picture: a deterministic detector made of pixels and geometry.
+
+A model's picture may be noisy, soft, tinted or a little bent; it is read as a scene only where the renderer's
+own shapes fit it. A detection's score is the soft intersection over union of that fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from twinflow.data.shapeworld import LEVELS, Level, get_level
+from twinflow.data.shapeworld.scenes import inside
+from twinflow.data.shapeworld.world import BACKGROUND
+from twinflow.evaluation.scoring import Detection
+
+GRAY = np.array(BACKGROUND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings:
+    """Thresholds. Lengths and areas are in pixels of a 32 x 32 picture, colours are RGB in [0, 1]."""
+
+    score: float = 0.80  # least fit; 0.75 forgives more deformation and twice as much junk
+    contrast: float = 0.60  # least share of a colour's distance from gray; below lie averaged modes (ghosts)
+    area: float = 18.0  # least covered area of an object
+    area_share: float = 0.35  # largest covered share of the picture
+    foreground: float = 0.26  # distance from gray
+    vote: float = 0.20  # distance from a colour's ray within which a pixel votes for the colour
+    color: float = 0.25  # distance from a colour's ray beyond which an object has no known colour
+    tint: float = 0.20  # largest offset of the whole picture that is taken away
+    noise: float = 0.015  # standard deviation from which on the picture is smoothed
+    blurs: tuple[float, ...] = (0.0, 0.6, 1.0)  # softness of the picture that the fit tries
+    radii: tuple[float, ...] = (0.94, 1.0, 1.06)  # relative to the radius that the area tells
+    max_objects: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Foreground pixels that belong together and have one colour."""
+
+    mask: np.ndarray  # (H, W) bool
+    color: int  # index into the palette
+
+
+class ShapeDetector:
+    """``detect`` an (H, W, 3) picture in [0, 1] of a level's size.
+
+    By default only the level's own shapes and colours are known; with ``full_vocabulary`` those of the
+    full world are, so that a ring on a picture of level tiny is found and is wrong.
+    """
+
+    def __init__(
+        self,
+        level: str | Level = "tiny",
+        *,
+        full_vocabulary: bool = False,
+        settings: DetectorSettings | None = None,
+    ) -> None:
+        self.level = get_level(level)
+        known = LEVELS["full"] if full_vocabulary else self.level
+        self.shapes, self.colors = known.shapes, known.colors
+        self.settings = settings or DetectorSettings()
+        self.rays = known.palette - GRAY  # (C, 3)
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Objects of the picture, best fit first."""
+        size = self.level.size
+        if image.shape != (size, size, 3):
+            raise ValueError(f"level {self.level.name!r} has pictures ({size}, {size}, 3), got {image.shape}")
+        pixels = np.clip(np.asarray(image, dtype=np.float64), 0.0, 1.0)
+        pixels, smoothing = denoise(pixels, self.settings.noise, self.level.scale)
+        offset = remove_tint(pixels, self.settings.tint)  # (H, W, 3) from gray
+        regions = self._regions(offset)
+        taken = [region.mask for region in regions]
+        found = []
+        for i, region in enumerate(regions):
+            neighbours = np.any(taken[:i] + taken[i + 1 :], axis=0) if len(regions) > 1 else None
+            detection = self._identify(offset, region, neighbours, smoothing)
+            if detection is not None:
+                found.append(detection)
+        return sorted(found, key=lambda d: -d.score)[: self.settings.max_objects]
+
+    def _regions(self, offset: np.ndarray) -> list[Region]:
+        """Connected foreground, split where objects of different colours touch."""
+        distance = np.linalg.norm(offset, axis=-1)
+        components, count = ndimage.label(distance > self.settings.foreground)
+        least = 0.6 * self.settings.area * self.level.scale**2
+        regions: list[Region] = []
+        for k in range(1, count + 1):
+            mask = components == k
+            if mask.sum() < least:
+                continue
+            errors = ray_distance(offset[mask], self.rays)  # (P, C)
+            present = self._colors_present(errors)
+            if not present:  # washed out: the colour of its strongest pixels, which may still prove too far
+                strongest = offset[mask & (distance >= np.quantile(distance[mask], 0.7))]
+                present = [int(ray_distance(np.median(strongest, 0), self.rays).argmin())]
+            if len(present) == 1:
+                regions.append(Region(mask=mask, color=present[0]))
+                continue
+            nearest = np.full(mask.shape, -1)
+            nearest[mask] = np.array(present)[errors[:, present].argmin(-1)]
+            for color in present:
+                pieces, pieces_count = ndimage.label(nearest == color)
+                masks = (pieces == j for j in range(1, pieces_count + 1))
+                regions += [Region(mask=piece, color=color) for piece in masks if piece.sum() >= least]
+        return regions
+
+    def _colors_present(self, errors: np.ndarray) -> list[int]:
+        """Colours with enough votes of a component's pixels; with too few for any, the one with most."""
+        pure = errors.min(-1) < self.settings.vote
+        votes = np.bincount(errors.argmin(-1)[pure], minlength=len(self.rays))
+        least = max(3.0, 0.12 * len(errors), 0.25 * self.settings.area * self.level.scale**2)
+        ranked = np.argsort(-votes, kind="stable")
+        return [int(c) for c in ranked if votes[c] >= least] or [int(c) for c in ranked[:1] if votes[c] > 0]
+
+    def _identify(
+        self, offset: np.ndarray, region: Region, neighbours: np.ndarray | None, smoothing: float
+    ) -> Detection | None:
+        """The region as an object, or None where it is a ghost, of a wrong size, or of no known shape."""
+        window = bounding_window(region.mask, margin=2)
+        own = region.mask[window]
+        mine = ndimage.binary_dilation(ndimage.binary_fill_holes(own))
+        if neighbours is not None:
+            mine &= ~neighbours[window]
+        ray = self.rays[region.color]
+        alpha = np.where(mine, np.clip(offset[window] @ ray / (ray @ ray), 0, 1), 0.0)
+
+        color = core_color(offset[window], alpha, mine)
+        if color @ ray < self.settings.contrast * (ray @ ray):
+            return None
+        area = alpha.sum()
+        least, most = self.settings.area * self.level.scale**2, self.settings.area_share * offset[..., 0].size
+        if not least <= area <= most:
+            return None
+        shape, box, score = self._fit(alpha, mine, own, window, smoothing)
+        if score < self.settings.score:
+            return None
+        distance = ray_distance(color, self.rays)
+        known = distance.min() < self.settings.color
+        return Detection(
+            class_name=shape,
+            box=box,
+            score=score,
+            color=self.colors[int(distance.argmin())] if known else None,
+        )
+
+    def _fit(
+        self,
+        alpha: np.ndarray,
+        mine: np.ndarray,
+        own: np.ndarray,
+        window: tuple[slice, slice],
+        smoothing: float,
+    ) -> tuple[str, tuple[float, float, float, float], float]:
+        """Best shape, its box (centre and half-extent, like ``SceneObject.box``) and its soft IoU with alpha."""
+        y0, x0 = window[0].start, window[1].start
+        area = alpha.sum()
+        cy = y0 + (alpha.sum(1) @ (np.arange(alpha.shape[0]) + 0.5)) / area
+        cx = x0 + (alpha.sum(0) @ (np.arange(alpha.shape[1]) + 0.5)) / area
+        amplitude = float(np.clip(np.quantile(alpha[own], 0.85), 0.55, 1.0))
+        areas = [area] if amplitude > 0.93 else [area, area / amplitude]  # pale, or made pale by blur
+        factors = np.outer(np.sqrt(areas), self.settings.radii).ravel()
+        widths = {round(float(np.hypot(b * self.level.scale, smoothing)), 3) for b in self.settings.blurs}
+        best: tuple[float, str, float, float, float] = (-1.0, "", 0.0, 0.0, 0.0)
+        for shape in self.shapes:
+            unit = unit_moments(shape)
+            radii = factors / np.sqrt(unit.area)
+            xs, ys = cx - unit.x * radii, cy - unit.y * radii
+            sharp = templates(shape, xs - x0, ys - y0, radii, alpha.shape)  # (R, h, w)
+            for width in sorted(widths):
+                scores = soft_iou(alpha, blur(sharp, width) * mine)
+                i = int(scores.argmax())
+                if scores[i] > best[0]:
+                    best = (float(scores[i]), shape, float(xs[i]), float(ys[i]), float(radii[i]))
+        score, shape, x, y, radius = best
+        return shape, (x - radius, y - radius, x + radius, y + radius), score
+
+
+def noise_level(pixels: np.ndarray) -> float:
+    """Standard deviation of white noise, from the median diagonal detail: edges are rare, noise is not."""
+    detail = (pixels[:-1, :-1] - pixels[1:, :-1] - pixels[:-1, 1:] + pixels[1:, 1:]) / 2
+    return float(np.median(np.abs(detail))) / 0.6745
+
+
+def denoise(pixels: np.ndarray, threshold: float, scale: float) -> tuple[np.ndarray, float]:
+    """The picture smoothed as its noise demands, and the Gaussian's width in pixels (0: left alone)."""
+    noise = noise_level(pixels)
+    if noise < threshold:
+        return pixels, 0.0
+    width = round(float(np.clip(0.35 + 4.0 * noise, 0.4, 0.85)) * scale**0.5, 2)
+    return ndimage.gaussian_filter(pixels, (width, width, 0), mode="nearest"), width
+
+
+def remove_tint(pixels: np.ndarray, largest: float) -> np.ndarray:
+    """Offset of every pixel from the background, (H, W, 3): the border's median, if that is about gray."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = np.median(border, axis=0)
+    if np.linalg.norm(background - GRAY) > largest:
+        return pixels - GRAY
+    return np.clip(pixels - background + GRAY, 0.0, 1.0) - GRAY
+
+
+def ray_distance(offset: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Distance (…, C) of colours (…, 3) from each ray gray -> palette colour, at 0.65 to 1.1 of its length.
+
+    A ray and not a point: noise and blur change an object's contrast before they change its hue.
+    """
+    along, squared = offset @ rays.T, (rays * rays).sum(-1)
+    reach = np.clip(along / squared, 0.65, 1.1)
+    norm = (offset * offset).sum(-1)[..., None]
+    return np.sqrt(np.maximum(norm - 2 * reach * along + reach**2 * squared, 0.0))
+
+
+def bounding_window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of the mask's bounding box, widened inside the picture."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (
+        slice(max(int(rows[0]) - margin, 0), min(int(rows[-1]) + margin + 1, mask.shape[0])),
+        slice(max(int(columns[0]) - margin, 0), min(int(columns[-1]) + margin + 1, mask.shape[1])),
+    )
+
+
+def core_color(offset: np.ndarray, alpha: np.ndarray, mine: np.ndarray) -> np.ndarray:
+    """Mean colour (3,) of the pixels that an object covers fully, or else of its strongest."""
+    core = mine & (alpha > 0.85)
+    if core.sum() < 3:
+        core = mine & (alpha >= np.quantile(alpha[mine], 0.7))
+    return offset[core].mean(0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    area: float
+    x: float
+    y: float
+
+
+@cache
+def unit_moments(shape: str) -> Moments:
+    """Area and centroid of the shape of radius 1."""
+    grid = np.linspace(-1.05, 1.05, 841)
+    x, y = np.meshgrid(grid, grid)
+    mask = inside(shape, x, y)
+    return Moments(float(mask.mean()) * 2.1**2, float(x[mask].mean()), float(y[mask].mean()))
+
+
+def templates(
+    shape: str,
+    xs: np.ndarray,
+    ys: np.ndarray,
+    radii: np.ndarray,
+    window: tuple[int, ...],
+    supersample: int = 4,
+) -> np.ndarray:
+    """Coverage (R, h, w) of the window's pixels by R shapes, as the renderer draws them."""
+    height, width = window
+    rows, columns = (np.arange(n * supersample) + 0.5 for n in (height, width))
+    x = (columns / supersample - xs[:, None]) / radii[:, None]
+    y = (rows / supersample - ys[:, None]) / radii[:, None]
+    mask = inside(shape, x[:, None, :], y[:, :, None])
+    return mask.reshape(len(radii), height, supersample, width, supersample).mean((2, 4))
+
+
+@cache
+def _blur_matrix(length: int, width: float) -> np.ndarray:
+    positions = np.arange(length)
+    reach = int(np.ceil(4 * width))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2).sum()
+    return np.exp(-0.5 * ((positions[:, None] - positions) / width) ** 2) / kernel
+
+
+def blur(images: np.ndarray, width: float) -> np.ndarray:
+    """Gaussian blur of (…, h, w) with nothing outside: two products, since the windows are small."""
+    if width < 0.05:
+        return images
+    return _blur_matrix(images.shape[-2], width) @ images @ _blur_matrix(images.shape[-1], width)
+
+
+def soft_iou(alpha: np.ndarray, fits: np.ndarray) -> np.ndarray:
+    """Soft intersection over union (R,) of ``alpha`` (h, w) with ``fits`` (R, h, w) at their best contrast."""
+    squared = np.maximum((fits * fits).sum((1, 2)), 1e-9)
+    contrast = np.clip((alpha * fits).sum((1, 2)) / squared, 0.6, 1.1)
+    fits = fits * contrast[:, None, None]
+    shared = np.minimum(alpha, fits).sum((1, 2))
+    return shared / (alpha.sum() + fits.sum((1, 2)) - shared)
