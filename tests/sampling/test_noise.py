@@ -54,12 +54,14 @@ def test_re_noising_is_independent_of_the_noise_of_the_same_seed():
     second = torch.stack([torch.randn(1000, generator=own) for own in row_generators(SEEDS)])
     correlation = (first * second).mean(1)
     assert correlation.abs().max().item() < 0.15
+    assert torch.corrcoef(second).fill_diagonal_(0).abs().max().item() < 0.15
 
     def zero(x, t, r, c):  # x_hat = x_t: at the second step the state is .4 noise + .6 eps
         return torch.zeros_like(x)
 
     eps = (sample(zero, first, None, nfe=2) - 0.4 * first) / 0.6
     assert (first * eps).mean(1).abs().max().item() < 0.15
+    assert torch.corrcoef(eps).fill_diagonal_(0).abs().max().item() < 0.15
     assert eps.std().item() == pytest.approx(1, abs=0.05)
 
 

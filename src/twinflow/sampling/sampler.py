@@ -167,14 +167,13 @@ def _steps(
         if t_next == 0:
             return
         share = stochastic_share(settings.stochastic, t=t, t_next=t_next)
+        if share == 0 and settings.extrapolation == 0:
+            x_t = x_t - (t - t_next) * v  # what follows, without its cancellations
+            continue
         estimates = (x_hat, z_hat)
         if settings.extrapolation and previous is not None:
             x_hat = x_hat + settings.extrapolation * (x_hat - previous[0])
             z_hat = z_hat + settings.extrapolation * (z_hat - previous[1])
-        elif share == 0:
-            x_t = x_t - (t - t_next) * v  # the formula below without its cancellations
-            previous = estimates
-            continue
         previous = estimates  # raw: what was extrapolated is not extrapolated again
         if share > 0:
             assert generator is not None
