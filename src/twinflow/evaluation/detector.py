@@ -18,6 +18,7 @@ from twinflow.data.shapeworld.world import BACKGROUND
 from twinflow.evaluation.scoring import Detection
 
 GRAY = np.array(BACKGROUND)
+SUPERSAMPLE = 4  # of the shapes that are fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +166,16 @@ class ShapeDetector:
         amplitude = float(np.clip(np.quantile(alpha[own], 0.85), 0.55, 1.0))
         areas = [area] if amplitude > 0.93 else [area, area / amplitude]  # pale, or made pale by blur
         factors = np.outer(np.sqrt(areas), self.settings.radii).ravel()
+        units = [unit_moments(shape) for shape in self.shapes]
+        radii = np.stack([factors / np.sqrt(unit.area) for unit in units])  # (S, R)
+        xs = cx - radii * np.array([[unit.x] for unit in units])
+        ys = cy - radii * np.array([[unit.y] for unit in units])
+        sharp = templates(self.shapes, xs - x0, ys - y0, radii, alpha.shape)
         widths = {round(float(np.hypot(b * self.level.scale, smoothing)), 3) for b in self.settings.blurs}
-        best: tuple[float, str, float, float, float] = (-1.0, "", 0.0, 0.0, 0.0)
-        for shape in self.shapes:
-            unit = unit_moments(shape)
-            radii = factors / np.sqrt(unit.area)
-            xs, ys = cx - unit.x * radii, cy - unit.y * radii
-            sharp = templates(shape, xs - x0, ys - y0, radii, alpha.shape)  # (R, h, w)
-            for width in sorted(widths):
-                scores = soft_iou(alpha, blur(sharp, width) * mine)
-                i = int(scores.argmax())
-                if scores[i] > best[0]:
-                    best = (float(scores[i]), shape, float(xs[i]), float(ys[i]), float(radii[i]))
-        score, shape, x, y, radius = best
-        return shape, (x - radius, y - radius, x + radius, y + radius), score
+        scores = soft_iou(alpha, blurred(sharp, sorted(widths)) * mine)  # (B, S, R)
+        _, i, j = np.unravel_index(scores.argmax(), scores.shape)
+        x, y, radius = float(xs[i, j]), float(ys[i, j]), float(radii[i, j])
+        return self.shapes[i], (x - radius, y - radius, x + radius, y + radius), float(scores.max())
 
 
 def noise_level(pixels: np.ndarray) -> float:
@@ -250,41 +247,44 @@ def unit_moments(shape: str) -> Moments:
 
 
 def templates(
-    shape: str,
-    xs: np.ndarray,
-    ys: np.ndarray,
-    radii: np.ndarray,
-    window: tuple[int, ...],
-    supersample: int = 4,
+    shapes: tuple[str, ...], xs: np.ndarray, ys: np.ndarray, radii: np.ndarray, window: tuple[int, ...]
 ) -> np.ndarray:
-    """Coverage (R, h, w) of the window's pixels by R shapes, as the renderer draws them."""
+    """Coverage (S, R, h, w) of the window's pixels by the shapes, as the renderer draws them."""
     height, width = window
-    rows, columns = (np.arange(n * supersample) + 0.5 for n in (height, width))
-    x = (columns / supersample - xs[:, None]) / radii[:, None]
-    y = (rows / supersample - ys[:, None]) / radii[:, None]
-    mask = inside(shape, x[:, None, :], y[:, :, None])
-    return mask.reshape(len(radii), height, supersample, width, supersample).mean((2, 4))
+    rows, columns = ((np.arange(n * SUPERSAMPLE) + 0.5) / SUPERSAMPLE for n in (height, width))
+    x = (columns - xs[..., None]) / radii[..., None]  # (S, R, w * SUPERSAMPLE)
+    y = (rows - ys[..., None]) / radii[..., None]
+    masks = np.stack([inside(s, x[i, :, None, :], y[i, :, :, None]) for i, s in enumerate(shapes)])
+    return _pooling(height) @ masks.astype(np.float32) @ _pooling(width).T
 
 
 @cache
-def _blur_matrix(length: int, width: float) -> np.ndarray:
-    positions = np.arange(length)
-    reach = int(np.ceil(4 * width))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2).sum()
-    return np.exp(-0.5 * ((positions[:, None] - positions) / width) ** 2) / kernel
+def _pooling(length: int) -> np.ndarray:
+    """Mean over SUPERSAMPLE neighbours as a matrix (length, length * SUPERSAMPLE): products beat reductions."""
+    return np.kron(np.eye(length, dtype=np.float32), np.full((1, SUPERSAMPLE), 1 / SUPERSAMPLE, np.float32))
 
 
-def blur(images: np.ndarray, width: float) -> np.ndarray:
-    """Gaussian blur of (…, h, w) with nothing outside: two products, since the windows are small."""
+def blurred(images: np.ndarray, widths: list[float]) -> np.ndarray:
+    """Gaussian blurs (B, …, h, w) of (…, h, w) with nothing outside; matrices, since the windows are small."""
+    height, width = images.shape[-2:]
+    return np.stack([_gaussian(height, w) @ images @ _gaussian(width, w) for w in widths])
+
+
+@cache
+def _gaussian(length: int, width: float) -> np.ndarray:
     if width < 0.05:
-        return images
-    return _blur_matrix(images.shape[-2], width) @ images @ _blur_matrix(images.shape[-1], width)
+        return np.eye(length, dtype=np.float32)
+    offsets = np.arange(length)[:, None] - np.arange(length)
+    reach = np.arange(-np.ceil(4 * width), np.ceil(4 * width) + 1)
+    kernel = np.exp(-0.5 * (offsets / width) ** 2) / np.exp(-0.5 * (reach / width) ** 2).sum()
+    return kernel.astype(np.float32)
 
 
 def soft_iou(alpha: np.ndarray, fits: np.ndarray) -> np.ndarray:
-    """Soft intersection over union (R,) of ``alpha`` (h, w) with ``fits`` (R, h, w) at their best contrast."""
-    squared = np.maximum((fits * fits).sum((1, 2)), 1e-9)
-    contrast = np.clip((alpha * fits).sum((1, 2)) / squared, 0.6, 1.1)
-    fits = fits * contrast[:, None, None]
-    shared = np.minimum(alpha, fits).sum((1, 2))
-    return shared / (alpha.sum() + fits.sum((1, 2)) - shared)
+    """Soft intersection over union (…) of ``alpha`` (h, w) with ``fits`` (…, h, w) at their best contrast."""
+    flat, target = fits.reshape(-1, alpha.size), alpha.ravel().astype(np.float32)
+    squared = np.maximum(np.einsum("kp,kp->k", flat, flat), 1e-9)
+    contrast = np.clip(flat @ target / squared, 0.6, 1.1)
+    flat = flat * contrast[:, None]
+    shared = np.minimum(target, flat).sum(1)
+    return (shared / (target.sum() + flat.sum(1) - shared)).reshape(fits.shape[:-2])

@@ -1,0 +1,372 @@
+"""How far ShapeWorld's detector can be trusted: recall on true scenes, false positives on wrong and junk ones.
+
+    python benchmarks/shapeworld_verifier.py --level tiny full --images 1200 --json figures.json
+
+Recall: scenes are drawn for their captions, degraded as a weak generator would, and must be scored correct.
+False positives: the verifier says correct where the scene's own layout (or plain sense: noise shows nothing)
+says wrong. Runs on one core; figures depend on the seed and the number of images only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import scipy
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage
+
+from twinflow.data.relations import RELATIONS
+from twinflow.data.shapeworld import TASKS, all_captions, draw_scene, evaluation_suite, get_level, render
+from twinflow.data.shapeworld.captions import Caption
+from twinflow.data.shapeworld.dataset import EVAL_STREAM
+from twinflow.data.shapeworld.scenes import SceneObject
+from twinflow.data.shapeworld.world import Level
+from twinflow.evaluation.detector import ShapeDetector
+from twinflow.evaluation.scoring import Detection, ImageResult, score_detections, summarize
+
+Degrade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+# ---- degradations of a picture (H, W, 3) in [0, 1]; lengths are in its own pixels ----------------------------
+
+
+def noise(sigma: float) -> Degrade:
+    return lambda x, rng: x + rng.normal(0, sigma, x.shape)
+
+
+def soft(sigma: float) -> Degrade:
+    return lambda x, rng: ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
+
+
+def then(first: Degrade, second: Degrade) -> Degrade:
+    return lambda x, rng: second(first(x, rng), rng)
+
+
+def jpeg(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    file = io.BytesIO()
+    to_uint8(x).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file), dtype=np.float64) / 255
+
+
+def to_uint8(x: np.ndarray) -> Image.Image:
+    return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bends the picture by a smooth random field, half a pixel (of 32) in standard deviation."""
+    size = x.shape[0]
+    scale = size / 32
+    field = rng.normal(size=(2, size, size))
+    field = ndimage.gaussian_filter(field, (0, 2 * scale, 2 * scale), mode="nearest")
+    field *= 0.5 * scale / field.std()
+    places = np.mgrid[:size, :size] + field
+    channels = [ndimage.map_coordinates(x[..., k], places, order=1, mode="nearest") for k in range(3)]
+    return np.stack(channels, axis=-1)
+
+
+DEGRADATIONS: dict[str, Degrade] = {
+    "clean": lambda x, rng: x,
+    "uint8": lambda x, rng: np.asarray(to_uint8(x)) / 255.0,
+    "noise 0.05": noise(0.05),
+    "noise 0.10": noise(0.10),
+    "noise 0.15": noise(0.15),
+    "noise 0.20": noise(0.20),
+    "blur 0.5": soft(0.5),
+    "blur 0.7": soft(0.7),
+    "blur 1.0": soft(1.0),
+    "blur 0.5 + noise 0.05": then(soft(0.5), noise(0.05)),
+    "blur 0.7 + noise 0.10": then(soft(0.7), noise(0.10)),
+    "tint 0.05": lambda x, rng: x + rng.normal(0, 0.05, 3),
+    "gain 0.8-1.2": lambda x, rng: 0.5 + (x - 0.5) * rng.uniform(0.8, 1.2),
+    "contrast 0.7": lambda x, rng: 0.5 + (x - 0.5) * 0.7,
+    "contrast 0.5": lambda x, rng: 0.5 + (x - 0.5) * 0.5,
+    "jpeg 75": jpeg,
+    "warp 0.5": warp,
+}
+NEGATIVE_CONDITIONS = ("clean", "blur 0.7", "noise 0.05", "noise 0.10")
+
+
+# ---- pictures that show nothing, or several scenes at once ----------------------------------------------------
+
+
+def smooth_noise(sigma: float) -> Callable[[list[np.ndarray], np.random.Generator], np.ndarray]:
+    """Gaussian noise, blurred, brought back to a standard deviation of 0.25."""
+
+    def draw(scenes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        width = sigma * scenes[0].shape[0] / 32
+        x = ndimage.gaussian_filter(rng.normal(size=scenes[0].shape), (width, width, 0), mode="wrap")
+        return 0.5 + 0.25 * x / x.std()
+
+    return draw
+
+
+def white_noise(scenes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(0.5, rng.choice([0.1, 0.2, 0.3, 0.5]), scenes[0].shape)
+
+
+def pattern(scenes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Uniform noise, binary noise, a constant or a gradient."""
+    shape = scenes[0].shape
+    kind = rng.integers(4)
+    if kind == 0:
+        return rng.uniform(size=shape)
+    if kind == 1:
+        return rng.integers(0, 2, shape).astype(float)
+    if kind == 2:
+        return np.broadcast_to(rng.uniform(size=3), shape)
+    along = np.linspace(0, 1, shape[0])[:, None, None] * np.ones(shape)
+    return along * rng.uniform(size=3) + (1 - along) * rng.uniform(size=3)
+
+
+def shuffled_tiles(scenes: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """A scene cut in 4 x 4 tiles that are put back in random order: may still hold whole shapes."""
+    size = scenes[0].shape[0]
+    t = size // 4
+    tiles = scenes[0].reshape(4, t, 4, t, 3).swapaxes(1, 2).reshape(16, t, t, 3)
+    return rng.permutation(tiles).reshape(4, 4, t, t, 3).swapaxes(1, 2).reshape(size, size, 3)
+
+
+JUNK: dict[str, Callable[[list[np.ndarray], np.random.Generator], np.ndarray]] = {
+    "white noise": white_noise,
+    "uniform, binary, constant, gradient": pattern,
+    "smooth noise 0.7": smooth_noise(0.7),
+    "smooth noise 1.5": smooth_noise(1.5),
+    "smooth noise 2.5": smooth_noise(2.5),
+    "smooth noise 4": smooth_noise(4.0),
+    "mean of two scenes": lambda scenes, rng: np.mean(scenes[:2], axis=0),
+    "mean of eight scenes": lambda scenes, rng: np.mean(scenes, axis=0),
+    "shuffled tiles": shuffled_tiles,
+    "scene + noise 0.4": lambda scenes, rng: scenes[0] + rng.normal(0, 0.4, scenes[0].shape),
+}
+
+
+# ---- the truth: captions that a scene's own layout proves wrong -----------------------------------------------
+
+
+def oracle(scene: list[SceneObject], caption: Caption) -> bool:
+    """Whether the layout itself, without a picture, satisfies the caption."""
+    found = [Detection(class_name=o.shape, box=o.box, score=1.0, color=o.color) for o in scene]
+    return score_detections(found, caption).correct
+
+
+def hard_negatives(caption: Caption, level: Level) -> Iterator[Caption]:
+    """Captions with one attribute changed: class, count, colour, colours swapped, or relation."""
+    include = caption["include"]
+
+    def changed(index: int, **new: object) -> Caption:
+        needs = [need | new if i == index else need for i, need in enumerate(include)]
+        return {key: value for key, value in caption.items() if key != "exclude"} | {"include": needs}
+
+    for i, need in enumerate(include):
+        for shape in level.shapes:
+            if shape not in {other["class"] for other in include}:
+                yield changed(i, **{"class": shape})
+        for color in level.colors if "color" in need else ():
+            if color != need["color"]:
+                yield changed(i, color=color)
+        for relation in RELATIONS if "position" in need else ():
+            if relation != need["position"][0]:
+                yield changed(i, position=[relation, 0])
+    if caption["tag"] == "counting":
+        count = include[0]["count"]
+        for other in (count - 1, count + 1):
+            yield changed(0, count=other) | {"exclude": [include[0] | {"count": other + 1}]}
+    if caption["tag"] == "color_attr":
+        first, second = include
+        swapped = [first | {"color": second["color"]}, second | {"color": first["color"]}]
+        yield caption | {"include": swapped}
+
+
+# ---- measurements -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    level: str
+    size: int
+    condition: str
+    images: int
+    wrong: int
+    overall: float
+    strict: float
+    weakest_task: str
+    weakest: float
+    mean_score: float  # of all objects found
+    milliseconds: float  # CPU time of the detector a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalsePositives:
+    level: str
+    size: int
+    test: str
+    condition: str
+    questions: int  # (picture, caption) pairs that are wrong
+    said_correct: int
+    share: float
+    missed: int = 0  # pairs that happen to be right, but were scored wrong
+
+
+class Verifier:
+    """Scenes and pictures of one level and size, and what the detector makes of them."""
+
+    def __init__(self, level: Level, *, images: int, seed: int, full_vocabulary: bool) -> None:
+        if images < 2 * len(TASKS):
+            raise SystemExit(f"--images must be at least {2 * len(TASKS)}, got {images}")
+        self.level, self.seed = level, seed
+        self.detector = ShapeDetector(level, full_vocabulary=full_vocabulary)
+        self.captions = evaluation_suite(level, images // len(TASKS), seed)
+        rngs = [np.random.default_rng([seed, EVAL_STREAM, i]) for i in range(len(self.captions))]
+        self.scenes = [draw_scene(caption, rng, level) for caption, rng in zip(self.captions, rngs)]
+        self.pictures = [render(scene, level).astype(np.float64) for scene in self.scenes]
+
+    def _rng(self, *words: str) -> np.random.Generator:
+        """Every test has its own stream, so that leaving one out changes no other."""
+        text = " ".join([self.level.name, str(self.level.size), *words])
+        return np.random.default_rng([self.seed, *text.encode()])
+
+    def recall(self, condition: str) -> Recall:
+        rng = self._rng("recall", condition)
+        pictures = [DEGRADATIONS[condition](picture, rng) for picture in self.pictures]
+        start = time.process_time()
+        found = [self.detector.detect(picture) for picture in pictures]
+        seconds = time.process_time() - start
+        rows = [
+            ImageResult(filename="", metadata=caption, verdict=score_detections(objects, caption))
+            for objects, caption in zip(found, self.captions)
+        ]
+        strict = summarize(rows, strict=True)
+        weakest = min(strict.tasks, key=lambda task: strict.tasks[task])
+        scores = [d.score for objects in found for d in objects]
+        return Recall(
+            level=self.level.name,
+            size=self.level.size,
+            condition=condition,
+            images=len(rows),
+            wrong=sum(not row.strict for row in rows),
+            overall=summarize(rows).overall,
+            strict=strict.overall,
+            weakest_task=weakest,
+            weakest=strict.tasks[weakest],
+            mean_score=float(np.mean(scores)) if scores else 0.0,
+            milliseconds=1e3 * seconds / len(rows),
+        )
+
+    def negatives(self, condition: str) -> list[FalsePositives]:
+        """One hard negative and one independent caption of the same task for every picture."""
+        rng = self._rng("negatives", condition)
+        counts = {"hard negative": [0, 0, 0], "random caption of the task": [0, 0, 0]}
+        for caption, scene, picture in zip(self.captions, self.scenes, self.pictures):
+            found = self.detector.detect(DEGRADATIONS[condition](picture, rng))
+            hard = [c for c in hard_negatives(caption, self.level) if not oracle(scene, c)]
+            pool = all_captions(self.level, caption["tag"])
+            for test, asked in zip(counts, (hard[rng.integers(len(hard))], pool[rng.integers(len(pool))])):
+                true, said = oracle(scene, asked), score_detections(found, asked).correct
+                counts[test][0] += not true
+                counts[test][1] += said and not true
+                counts[test][2] += true and not said
+        return [self._row(test, condition, *count) for test, count in counts.items()]
+
+    def junk(self, name: str) -> FalsePositives:
+        """Pictures of nothing, each against a random caption of every task."""
+        rng = self._rng("junk", name)
+        said = 0
+        for _ in self.pictures:
+            scenes = [self.pictures[i] for i in rng.choice(len(self.pictures), 8, replace=False)]
+            found = self.detector.detect(JUNK[name](scenes, rng))
+            for task in TASKS:
+                captions = all_captions(self.level, task)
+                said += score_detections(found, captions[rng.integers(len(captions))]).correct
+        return self._row("junk", name, len(self.pictures) * len(TASKS), said, 0)
+
+    def _row(self, test: str, condition: str, questions: int, said: int, missed: int) -> FalsePositives:
+        return FalsePositives(
+            level=self.level.name,
+            size=self.level.size,
+            test=test,
+            condition=condition,
+            questions=questions,
+            said_correct=said,
+            share=said / questions,
+            missed=missed,
+        )
+
+
+def show(console: Console, title: str, rows: list[Recall] | list[FalsePositives]) -> None:
+    if not rows:
+        return
+    table = Table(title=title)
+    for name in asdict(rows[0]):
+        table.add_column(name, justify="left" if isinstance(getattr(rows[0], name), str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in asdict(row).values()))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--level", nargs="+", default=["full"], help="tiny, full")
+    parser.add_argument("--size", nargs="+", type=int, default=[32], help="side of the pictures in pixels")
+    parser.add_argument("--images", type=int, default=1200, help="pictures per condition, tasks equally")
+    parser.add_argument("--seed", type=int, default=77)
+    parser.add_argument("--conditions", nargs="*", choices=list(DEGRADATIONS), default=list(DEGRADATIONS))
+    parser.add_argument(
+        "--negatives", nargs="*", choices=list(DEGRADATIONS), default=list(NEGATIVE_CONDITIONS)
+    )
+    parser.add_argument("--junk", nargs="*", choices=list(JUNK), default=list(JUNK))
+    parser.add_argument("--full-vocabulary", action="store_true", help="look for all shapes and colours")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+
+    recalls: list[Recall] = []
+    positives: list[FalsePositives] = []
+    console = Console(width=150)
+    for name in args.level:
+        for size in args.size:
+            level = replace(get_level(name), size=size)
+            verifier = Verifier(
+                level, images=args.images, seed=args.seed, full_vocabulary=args.full_vocabulary
+            )
+            recall = [verifier.recall(condition) for condition in args.conditions]
+            false = [row for condition in args.negatives for row in verifier.negatives(condition)]
+            false += [verifier.junk(kind) for kind in args.junk]
+            show(console, f"Recall on true scenes, level {name}, {size} px", recall)
+            show(console, f"False positives, level {name}, {size} px", false)
+            recalls, positives = recalls + recall, positives + false
+
+    if args.json:
+        result = {
+            "command": f"python {shlex.join(sys.argv)}",
+            "date": date.today().isoformat(),
+            "seed": args.seed,
+            "images_per_condition": args.images,
+            "full_vocabulary": args.full_vocabulary,
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "scipy": scipy.__version__,
+            },
+            "machine": f"{platform.machine()}, one core shared with other work",
+            "recall": [asdict(row) for row in recalls],
+            "false_positives": [asdict(row) for row in positives],
+        }
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
