@@ -40,6 +40,18 @@ class Processes:
                 dist.all_reduce(tensor)
             torch._foreach_div_(list(tensors), self.world_size)
 
+    def gather(self, tensors: dict[str, Tensor], device: torch.device) -> list[dict[str, Tensor]]:
+        """What each process calls this with, by rank, on the host; the same names and shapes in all."""
+        if self.world_size == 1:
+            return [tensors]
+        gathered: list[dict[str, Tensor]] = [{} for _ in range(self.world_size)]
+        for name, tensor in tensors.items():
+            parts = [torch.empty_like(tensor, device=device) for _ in range(self.world_size)]
+            dist.all_gather(parts, tensor.to(device))
+            for rank, part in enumerate(parts):
+                gathered[rank][name] = part.cpu()
+        return gathered
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` holds in any process: a stop that one of them is asked for stops them all."""
         if self.world_size == 1:

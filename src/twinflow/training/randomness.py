@@ -1,9 +1,9 @@
-"""Random number generators: seeded by (seed, rank), saved and restored without pickle."""
+"""Random number generators: seeded by (seed, rank), saved as tensors and restored."""
 
 from __future__ import annotations
 
+import math
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +20,30 @@ def seed_all(seed: int, rank: int = 0) -> Generator:
     return Generator().manual_seed(int(words[3] >> np.uint64(1)))
 
 
-def random_state(generator: Generator) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and numbers that :func:`restore_random_state` takes."""
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    version, words, gauss = random.getstate()
+def random_state(generator: Generator) -> dict[str, Tensor]:
+    """The state of all generators, of the same shapes in every process."""
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    _, words, gauss = random.getstate()
     tensors = {
         "objective": generator.get_state(),
         "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss]),
+        "python": torch.tensor(words),
+        # The second of a pair of normal numbers, kept for the next call.
+        "gauss": torch.tensor([cached, math.nan if gauss is None else gauss], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    numbers = {
-        "numpy": [str(name), int(position), int(has_gauss), float(cached)],
-        "python": [version, gauss],
-    }
-    return tensors, numbers
+    return tensors
 
 
-def restore_random_state(generator: Generator, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    name, position, has_gauss, cached = numbers["numpy"]
-    version, gauss = numbers["python"]
-    generator.set_state(tensors["objective"])
-    torch.set_rng_state(tensors["torch"])
-    keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+def restore_random_state(generator: Generator, state: dict[str, Tensor]) -> None:
+    """Set all generators to what :func:`random_state` found."""
+    generator.set_state(state["objective"])
+    torch.set_rng_state(state["torch"])
+    *keys, position, has_gauss = state["numpy"].tolist()
+    cached, gauss = state["gauss"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

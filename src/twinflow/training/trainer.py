@@ -77,16 +77,16 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Train until the recipe's last step, or until the user interrupts."""
-        with Interruption() as interruption:
-            try:
-                self._prepare()
+        try:
+            self._prepare()  # a Ctrl-C stops this at once: there is nothing to save yet
+            with Interruption() as interruption:
                 return self._train(interruption)
-            except TwinflowError as error:
-                kept = self.folder.checkpoints.latest()
-                note = f"the last checkpoint is {kept}" if kept else "no checkpoint was written yet"
-                raise TwinflowError(f"{error}\n{note}") from error
-            finally:
-                self._display.stop()
+        except (TwinflowError, OSError) as error:
+            kept = self.folder.checkpoints.latest()
+            note = f"the last checkpoint is {kept}" if kept else "no checkpoint was written yet"
+            raise TwinflowError(f"{error}\n{note}") from error
+        finally:
+            self._display.stop()
 
     # Setting up
 
@@ -99,9 +99,6 @@ class Trainer:
             raise TwinflowError("nothing is trained: no parameter of the network has requires_grad")
         self.device = next(iter(self.parameters.values())).device
         network.eval()  # dropout off: student and teacher are compared row by row
-        if self.processes.is_main:
-            self.folder.claim()
-
         # Copies of the initial weights: made before a checkpoint changes these.
         self.average, self.teacher_average, teacher = self._copies()
         if recipe.train.compile:
@@ -135,6 +132,8 @@ class Trainer:
         )
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
+        if self.processes.is_main:
+            self.folder.claim()
 
     def _copies(self) -> tuple[ParameterAverage | None, ParameterAverage | None, Field | None]:
         """The average to draw with and save, the teacher's average, and the teacher's field."""
@@ -203,9 +202,11 @@ class Trainer:
         self._window = MetricWindow()
         self._writer = self._metric_writer()
         self._logged = (self.step, time.monotonic())
-        if self.step and self.step < total:
-            self._display.line(f"resumed at step {self.step} from {self._checkpoint}")
+        if self._checkpoint is not None:
+            done = f"; to train on, raise train.steps above {total}" if self.step >= total else ""
+            self._display.line(f"resumed at step {self.step} from {self._checkpoint}{done}")
         self._display.start("training", total=total, now=self.step)
+        first = self.step
         saved = self.step if self._checkpoint is not None else None
         try:
             while self.step < total and not self.processes.any(interruption.requested, self.device):
@@ -215,7 +216,7 @@ class Trainer:
                 if recipe.checkpoint.every and self.step % recipe.checkpoint.every == 0:
                     self._save()
                     saved = self.step
-                if recipe.preview.every and self.step % recipe.preview.every == 0:
+                if recipe.preview.every and (self.step % recipe.preview.every == 0 or self.step == total):
                     self._preview()
             if saved != self.step:
                 self._save()
@@ -229,7 +230,8 @@ class Trainer:
                 f"to go on: {self._command}"
             )
             return self._result("interrupted", pipeline=None)
-        self._save_pipeline()
+        if self.step > first or not self.folder.pipeline.exists():
+            self._save_pipeline()
         return self._result("finished", pipeline=self.folder.pipeline)
 
     def _make_step(self) -> None:
@@ -292,25 +294,26 @@ class Trainer:
 
     def _save(self) -> None:
         self.guard.check(wait=True)
+        snapshot = self._snapshot()
         if self.processes.is_main:
-            self._checkpoint = self.folder.checkpoints.save(self.step, self._snapshot())
+            self._checkpoint = self.folder.checkpoints.save(self.step, snapshot)
         self.processes.barrier()
 
     def _snapshot(self) -> Snapshot:
         optimizer, scalars = self.optimizers.state_dict()
-        random, numbers = random_state(self.generator)
-        tensors = {"weights": trained_weights(self.pipe.network), "optimizer": optimizer, "random": random}
-        state: dict[str, Any] = {
+        tensors = {"weights": trained_weights(self.pipe.network), "optimizer": optimizer}
+        for rank, state in enumerate(self.processes.gather(random_state(self.generator), self.device)):
+            tensors[f"random_{rank}"] = state
+        numbers: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
             "order": self.order.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": scalars,
-            "random": numbers,
         }
         for name, average in self._averages().items():
-            tensors[name], state[name] = average.state_dict()
-        return Snapshot(tensors=tensors, state=state)
+            tensors[name], numbers[name] = average.state_dict()
+        return Snapshot(tensors=tensors, state=numbers)
 
     def _restore(self, path: Path) -> None:
         snapshot = read_checkpoint(path)
@@ -322,7 +325,10 @@ class Trainer:
             self.optimizers.load_state_dict(tensors["optimizer"], state["optimizer"])
             self.objective.load_state_dict(state["objective"])
             self.order.load_state_dict(state["order"])
-            restore_random_state(self.generator, tensors["random"], state["random"])
+            if (
+                random := tensors.get(f"random_{self.processes.rank}")
+            ) is not None:  # else more processes now
+                restore_random_state(self.generator, random)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise TwinflowError(f"{path} is a checkpoint of another model or run: {error}") from error

@@ -1,0 +1,81 @@
+"""Laws of the order of the data, and of what is encoded when."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from twinflow.data.loader import LatentCache, Loader, OnlineExamples, ShuffledOrder
+
+from .tiny import Colors, TinyPipeline
+
+
+@pytest.mark.parametrize(("length", "batch", "world_size"), [(10, 3, 1), (10, 3, 2), (7, 16, 1), (12, 2, 3)])
+def test_every_epoch_is_a_permutation_without_gap_or_overlap(
+    length: int, batch: int, world_size: int
+) -> None:
+    orders = [
+        ShuffledOrder(length, batch=batch, seed=1, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    stream: list[int] = []
+    while len(stream) < 3 * length:
+        for order in orders:
+            stream += order.next_rows()
+    epochs = [stream[i * length : (i + 1) * length] for i in range(3)]
+    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    first, same, other = (ShuffledOrder(50, batch=20, seed=seed) for seed in (1, 1, 2))
+    rows = first.next_rows()
+    assert rows == same.next_rows()
+    assert rows != other.next_rows()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_resume_in_mid_epoch(steps: int) -> None:
+    order = ShuffledOrder(10, batch=3, seed=0)
+    for _ in range(steps):
+        order.next_rows()
+    resumed = ShuffledOrder(10, batch=3, seed=0)
+    resumed.load_state_dict(order.state_dict())
+    assert [order.next_rows() for _ in range(8)] == [resumed.next_rows() for _ in range(8)]
+
+
+def test_a_resume_with_more_processes_goes_on_in_the_same_stream() -> None:
+    one = ShuffledOrder(10, batch=4, seed=0)
+    one.next_rows()
+    two = [ShuffledOrder(10, batch=2, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    for order in two:
+        order.load_state_dict(one.state_dict())
+    assert one.next_rows() == two[0].next_rows() + two[1].next_rows()
+
+
+def test_batches_are_stacked() -> None:
+    batch = next(Loader(Colors(9), ShuffledOrder(9, batch=4, seed=0)))
+    assert batch["pixels"].shape == (4, 3, 4, 4)
+    assert len(batch["caption"]) == 4
+
+
+def test_cached_and_online_examples_are_equal() -> None:
+    data, pipe, rows = Colors(11), TinyPipeline(), [7, 0, 7, 10]
+    done: list[tuple[int, int]] = []
+    cache = LatentCache.of(
+        data, pipe, unconditional="", batch=4, progress=lambda now, total: done.append((now, total))
+    )
+    online = OnlineExamples(data, pipe, unconditional="")
+    dropped = torch.tensor([False, True, False, False])
+    for drop in (None, dropped):
+        one, other = cache.batch(rows, drop), online.batch(rows, drop)
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.cond, other.cond)
+    assert cache.captions(rows) == online.captions(rows) == ["green", "red", "green", "green"]
+    assert done == [(4, 11), (8, 11), (11, 11)]
+    assert len(cache.conditions) == 4, "each distinct caption is encoded once, and the unconditional prompt"
+
+
+def test_an_empty_order_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        ShuffledOrder(0, batch=1, seed=0)

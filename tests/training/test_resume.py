@@ -1,0 +1,211 @@
+"""N steps equal k steps, any end of the process, and N - k steps after a resume: bit for bit."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from twinflow.errors import TwinflowError
+from twinflow.objectives import Step, TwinFlow
+from twinflow.training import RunResult, Trainer
+from twinflow.training.checkpoint import read_checkpoint
+from twinflow.training.metrics import read_metrics
+
+from .tiny import Colors, TinyPipeline, tiny_recipe
+
+TESTS = Path(__file__).parents[1]
+STEPS = 12
+
+
+def train(output: Path, *, built: Any = None, resume: str | Path = "auto", **sections: Any) -> RunResult:
+    recipe = tiny_recipe(output, **sections)
+    return Trainer(recipe, TinyPipeline(), Colors(), objective=built, resume=resume).run()
+
+
+def everything(result: RunResult) -> dict[str, Any]:
+    """All that the last checkpoint and the pipeline hold, the clock apart."""
+    assert result.checkpoint is not None
+    snapshot = read_checkpoint(result.checkpoint)
+    state = {key: value for key, value in snapshot.state.items() if key != "seconds"}
+    flat = {f"{file}/{name}": t for file, group in snapshot.tensors.items() for name, t in group.items()}
+    return {"state": state, **flat}
+
+
+def assert_same(one: RunResult, other: RunResult) -> None:
+    first, second = everything(one), everything(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == second[key].dtype
+            assert value.numpy().tobytes() == second[key].numpy().tobytes(), key
+        else:
+            assert value == second[key], key
+
+
+class PowerCut(Exception):
+    pass
+
+
+class FailingTwinFlow(TwinFlow):
+    """Fails in its 7th call: in the 7th step, which comes after the checkpoint of step 4."""
+
+    calls = 0
+
+    def step(self, *arguments: Any, **named: Any) -> Step:
+        self.calls += 1
+        if self.calls == 7:
+            raise PowerCut
+        return super().step(*arguments, **named)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return train(tmp_path_factory.mktemp("straight"))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"optimizer": {"name": "radam", "schedule": "wsd", "warmup_steps": 3}, "data": {"cache": False}},
+        {"optimizer": {"name": "muon"}, "train": {"accumulate": 2}, "ema": {"decay": 0.8}},
+        {"objective": {"name": "twinflow", "teacher": "frozen", "guidance": 2.0}, "ema": {"decay": 0.0}},
+    ],
+    ids=["adamw", "radam", "muon", "frozen"],
+)
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, sections: dict[str, Any]) -> None:
+    whole = train(tmp_path / "whole", **sections)
+    settings = tiny_recipe("unused", **sections).objective
+    failing = FailingTwinFlow(**{key: value for key, value in settings.items() if key != "name"})
+    with pytest.raises(PowerCut):
+        train(tmp_path / "cut", built=failing, **sections)
+    resumed = train(tmp_path / "cut", **sections)
+    assert resumed.step == whole.step == STEPS
+    assert_same(whole, resumed)
+    final = TinyPipeline.weights(whole.pipeline), TinyPipeline.weights(resumed.pipeline)
+    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+
+
+def test_metrics_have_each_step_once(tmp_path: Path) -> None:
+    failing = FailingTwinFlow(guidance=0.3, teacher="ema")
+    with pytest.raises(PowerCut):
+        train(tmp_path, built=failing)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    train(tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8, 10, 12]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("file", [1, 8], ids=["in the first checkpoint", "in the second"])
+def test_kill_in_the_middle_of_a_write(tmp_path: Path, straight: RunResult, file: int) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "training.run_tiny", str(output), str(STEPS), str(file)]
+    killed = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list((output / "checkpoints").glob(".writing-*"))
+    kept = [path.name for path in (output / "checkpoints").glob("step_*")]
+    assert kept == ([] if file == 1 else ["step_00000004"])
+    assert_same(straight, train(output))
+    assert not list((output / "checkpoints").glob(".*"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "training.run_tiny", str(output), "100000"]
+    with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step"):
+            pass
+        os.kill(process.pid, signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 0
+    assert f"to go on: python {TESTS / 'training/run_tiny.py'} {output} 100000" in said
+    assert said.endswith("interrupted\n")
+    latest = (output / "checkpoints" / "latest").read_text().strip()
+    step = read_checkpoint(output / "checkpoints" / latest).state["step"]
+    longer = {"train": {"steps": step + 3}}
+    assert_same(train(tmp_path / "straight", **longer), train(output, **longer))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, straight: RunResult) -> None:
+    shorter = {"train": {"steps": 4}}
+    before = everything(train(tmp_path, **shorter))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (10_000, hard)
+    )  # the weights fit, the optimiser's state does not
+    try:
+        with pytest.raises(TwinflowError, match="step_00000008 could not be written") as caught:
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    needed = sum(file.stat().st_size for file in straight.checkpoint.glob("*.safetensors"))
+    words = str(caught.value).split("It needs ")[1].split()
+    assert words[1] == "kB,"
+    assert float(words[0]) * 1000 == pytest.approx(needed, rel=0.2)
+    assert "the last checkpoint is" in str(caught.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step_00000004"]
+    latest = read_checkpoint(tmp_path / "checkpoints" / "step_00000004")
+    assert torch.equal(latest.tensors["weights"]["last.weight"], before["weights/last.weight"])
+    assert_same(straight, train(tmp_path))  # there is room again
+
+
+def test_resume_never_refuses_a_folder_with_a_run(tmp_path: Path) -> None:
+    train(tmp_path, train={"steps": 2})
+    with pytest.raises(TwinflowError, match="holds a run already"):
+        train(tmp_path, resume="never")
+
+
+def test_resume_from_a_named_checkpoint(tmp_path: Path, straight: RunResult) -> None:
+    assert straight.checkpoint is not None
+    earlier = straight.checkpoint.with_name("step_00000008")
+    assert_same(straight, train(tmp_path / "other", resume=earlier))
+    with pytest.raises(TwinflowError, match="there is no checkpoint"):
+        train(tmp_path / "other", resume=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"model": {"path": "another"}}, "model.path"),
+        ({"train": {"batch": 5}}, "train.batch"),
+        ({"objective": {"name": "flow_matching"}}, "objective.name"),
+    ],
+)
+def test_a_folder_of_another_run(tmp_path: Path, sections: dict[str, Any], key: str) -> None:
+    train(tmp_path, train={"steps": 2})
+    with pytest.raises(TwinflowError, match=f"holds another run: its {key} is"):
+        train(tmp_path, **sections)
+
+
+def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:
+    train(tmp_path, train={"steps": 4})
+    with pytest.raises(
+        TwinflowError, match=r"of another model or run: first.weight has the shape \(16, 54\)"
+    ):
+        Trainer(tiny_recipe(tmp_path), TinyPipeline(width=8), Colors()).run()
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path, straight: RunResult) -> None:
+    train(tmp_path, train={"steps": 6})
+    again = train(tmp_path, train={"steps": 6})
+    assert (again.status, again.step) == ("finished", 6)
+    assert_same(straight, train(tmp_path))
+
+
+def test_only_the_last_checkpoints_are_kept(straight: RunResult) -> None:
+    folders = sorted(path.name for path in (straight.output / "checkpoints").glob("step_*"))
+    assert folders == ["step_00000008", "step_00000012"]
+    assert (straight.output / "checkpoints" / "latest").read_text() == "step_00000012\n"
+    files = {path.suffix for path in straight.output.rglob("*") if path.is_file()}
+    assert files <= {".safetensors", ".json", ".jsonl", ".yaml", ""}
