@@ -1,0 +1,94 @@
+"""Numbers and names as a reader wants to see them."""
+
+from __future__ import annotations
+
+import math
+
+from twinflow.evaluation.results import EvaluationRow
+
+NONE = "–"  # not measured
+_TASKS = {
+    "single_object": "One object",
+    "two_object": "Two objects",
+    "counting": "Counting",
+    "colors": "Colours",
+    "position": "Position",
+    "color_attr": "Colour binding",
+}
+_PROTOCOL = {
+    "level": "Level",
+    "images_per_task": "Pictures a task",
+    "seed": "Seed",
+    "seeds": "Seeds",
+    "date": "Date",
+    "command": "Command",
+    "machine": "Machine",
+}
+
+
+def score(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def with_error(value: float, error: float, digits: int = 3) -> str:
+    return f"{score(value, digits)} ± {score(error, digits)}"
+
+
+def percent(fraction: float) -> str:
+    """A whole percentage; rounded down towards 100, so that "100 %" is never a flattery."""
+    value = 100 * fraction
+    return f"{math.floor(value) if 99 < value < 100 else round(value)} %"
+
+
+def times(factor: float | None) -> str:
+    if factor is None:
+        return NONE
+    return f"{factor:.0f}×" if factor >= 10 else f"{factor:.1f}×"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with two significant digits, in the unit that suits it."""
+    if value is None:
+        return NONE
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= factor or factor == 1e-6:
+            scaled = value / factor
+            return f"{scaled:.0f} {unit}" if scaled >= 10 else f"{scaled:.1f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
+def task_name(task: str) -> str:
+    return _TASKS.get(task, _sentence(task))
+
+
+def protocol_name(key: str) -> str:
+    """Names of packages ("torch") stay as they are written; the rest becomes words."""
+    return _PROTOCOL.get(key, _sentence(key) if "_" in key else key)
+
+
+def row_name(row: EvaluationRow) -> str:
+    return f"{row.model} at {row.nfe} NFE"
+
+
+def tasks_of(rows: list[EvaluationRow]) -> list[str]:
+    """Every task of any row, in the order of the benchmark."""
+    return list(dict.fromkeys(task for row in rows for task in row.tasks))
+
+
+def task_error(row: EvaluationRow, task: str) -> float:
+    """Half of the 95 % interval of a task's score.
+
+    Wilson's interval: unlike the textbook one it isn't empty at 0 and 1, where good and bad models are. A row
+    doesn't say how many pictures each task has, so equal shares are assumed (exact for ShapeWorld).
+    """
+    n, p, z = max(1, row.images // max(1, len(row.tasks))), row.tasks[task], 1.96
+    return z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+
+
+def _sentence(key: str) -> str:
+    words = key.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
