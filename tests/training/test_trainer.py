@@ -80,16 +80,16 @@ class DoubleColors(Colors):
 
 def test_the_average_moves_once_an_optimiser_step(tmp_path: Path) -> None:
     _, trainer = train(tmp_path, train={"steps": 5, "accumulate": 3})
-    assert trainer.average is not None
-    assert trainer.teacher_average is not None
-    assert trainer.average.updates == trainer.teacher_average.updates == 5
+    assert {name: copy.updates for name, copy in trainer.averages.by_file().items()} == {
+        "average": 5,
+        "teacher": 5,
+    }
 
 
 def test_equal_decays_share_one_average(tmp_path: Path) -> None:
     result, trainer = train(tmp_path, ema={"decay": 0.8, "teacher_decay": 0.8}, train={"steps": 4})
-    assert trainer.teacher_average is trainer.average
-    assert trainer.average is not None
-    assert trainer.average.updates == 4
+    assert trainer.averages.taught is trainer.averages.drawn
+    assert {name: copy.updates for name, copy in trainer.averages.by_file().items()} == {"average": 4}
     assert result.checkpoint is not None
     assert not (result.checkpoint / "teacher.safetensors").exists()
 
@@ -99,7 +99,7 @@ def test_the_clip_bounds_the_gradient(tmp_path: Path) -> None:
     norms = {}
     for clip in (None, 0.01):
         _, trainer = train(tmp_path / str(clip), optimizer={"clip": clip}, train={"steps": 1})
-        tensors, _ = trainer.optimizers.state_dict()
+        tensors, _ = trainer.state.optimizers.state_dict()
         moments = [value for key, value in tensors.items() if key.startswith("exp_avg|")]
         norms[clip] = torch.cat([m.flatten() for m in moments]).norm().item() / (1 - 0.9)
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
@@ -202,10 +202,10 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert {"loss", "lr", "gradient_norm", "rows_per_second", "seconds"} <= lines[-1].keys()
     assert list((tmp_path / "tensorboard").iterdir())
     assert json.loads((tmp_path / "versions.json").read_text())["torch"] == torch.__version__
-    assert trainer.average is not None
+    assert trainer.averages.drawn is not None
     assert result.pipeline is not None
     saved, live = TinyPipeline.weights(result.pipeline), dict(trainer.pipe.network.named_parameters())
-    averaged = dict(trainer.average.network.named_parameters())
+    averaged = dict(trainer.averages.drawn.network.named_parameters())
     for name, weight in saved.items():
         assert torch.equal(weight, averaged[name])
         assert not torch.equal(weight, live[name])

@@ -11,7 +11,9 @@ from typing import Any
 
 from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
 from twinflow.errors import TwinflowError
-from twinflow.training.checkpoint import CheckpointFolder, explained, replace_text
+from twinflow.training.checkpoint import CheckpointFolder, explained, replace_folder, replace_text
+from twinflow.training.ema import ParameterAverage
+from twinflow.training.protocols import Trainable
 
 # Settings that may change when a run is resumed: they say how long it is and what is seen of it.
 FREE_KEYS = ("train.steps", "train.threads", "log", "checkpoint", "preview", "output")
@@ -80,6 +82,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
                 replace_text(self.path / name, text)
+
+    def save_pipeline(self, pipe: Trainable, average: ParameterAverage | None) -> None:
+        """Write ``pipeline/`` with the averaged weights, if there are; complete under its name, or not there."""
+        needed = sum(p.numel() * p.element_size() for p in pipe.network.parameters())
+        hidden = self.path / ".writing-pipeline"
+        with explained(self.pipeline, needed=needed, leftover=hidden):
+            if average is not None:
+                average.swap()
+            try:
+                replace_folder(self.pipeline, hidden, pipe.save_pretrained)
+            finally:
+                if average is not None:
+                    average.swap()
 
 
 def check_same_run(folder: Path, recipe: Recipe) -> None:

@@ -75,3 +75,14 @@ class OptimizerStep:
         self.optimizers.step(lr=lr)
         self.optimizers.zero_grad()
         return results, norm
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor or condition on ``device``."""
+    if value is None:
+        return None
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return type(value)(to_device(item, device) for item in value)

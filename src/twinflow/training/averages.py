@@ -1,0 +1,52 @@
+"""The copies of the network that a run keeps: one to draw with, one to learn from."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from twinflow.recipes.sections import Ema
+from twinflow.training.ema import ParameterAverage
+
+
+@dataclass(kw_only=True)
+class Averages:
+    """``drawn`` for pictures and the saved pipeline, ``taught`` for a teacher that is an average.
+
+    With equal decays they are one and the same. ``frozen`` is a copy of the initial network, for a teacher
+    that is that.
+    """
+
+    drawn: ParameterAverage | None = None
+    taught: ParameterAverage | None = None
+    frozen: nn.Module | None = None
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: Ema, *, teacher: Literal["self", "ema", "frozen"]) -> Averages:
+        """Copies of ``network`` as it is now: make them before a checkpoint changes its weights."""
+        drawn = ParameterAverage(network, decay=settings.decay) if settings.decay > 0 else None
+        if teacher == "frozen":
+            return cls(drawn=drawn, frozen=copy.deepcopy(network).requires_grad_(False))
+        if teacher == "self":
+            return cls(drawn=drawn)
+        if drawn is not None and settings.decay == settings.teacher_decay:
+            return cls(drawn=drawn, taught=drawn)
+        return cls(drawn=drawn, taught=ParameterAverage(network, decay=settings.teacher_decay))
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network of the teacher, where that is not the student itself."""
+        return self.taught.network if self.taught is not None else self.frozen
+
+    def by_file(self) -> dict[str, ParameterAverage]:
+        """What a checkpoint has to hold, by the name of the file."""
+        found = {"average": self.drawn, "teacher": None if self.taught is self.drawn else self.taught}
+        return {name: average for name, average in found.items() if average is not None}
+
+    def update(self) -> None:
+        """After an optimiser step."""
+        for average in self.by_file().values():
+            average.update()

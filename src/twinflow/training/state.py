@@ -1,0 +1,71 @@
+"""Everything that changes in the course of a run, as one thing that can be saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from twinflow.data.loader import ShuffledOrder
+from twinflow.errors import TwinflowError
+from twinflow.objectives import Objective
+from twinflow.training.averages import Averages
+from twinflow.training.checkpoint import Snapshot, read_checkpoint
+from twinflow.training.optim import Optimizers
+from twinflow.training.processes import Processes
+from twinflow.training.randomness import random_state, restore_random_state
+from twinflow.training.weights import load_weights, trained_weights
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """With the recipe and the initial model, this determines the rest of the run."""
+
+    network: nn.Module
+    averages: Averages
+    optimizers: Optimizers
+    objective: Objective
+    order: ShuffledOrder
+    generator: Generator
+    processes: Processes
+    device: torch.device
+    step: int = 0  # optimiser steps made
+    seconds: float = 0.0  # of training, for the reader of the logs
+
+    def snapshot(self) -> Snapshot:
+        """All of it; every process has to take part."""
+        optimizer, scalars = self.optimizers.state_dict()
+        tensors = {"weights": trained_weights(self.network), "optimizer": optimizer}
+        for rank, random in enumerate(self.processes.gather(random_state(self.generator), self.device)):
+            tensors[f"random_{rank}"] = random
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "order": self.order.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": scalars,
+        }
+        for name, average in self.averages.by_file().items():
+            tensors[name], state[name] = average.state_dict()
+        return Snapshot(tensors=tensors, state=state)
+
+    def restore(self, path: Path) -> None:
+        """Fill everything in place from the checkpoint ``path``; ``TwinflowError`` if it does not fit."""
+        snapshot = read_checkpoint(path)
+        tensors, state = snapshot.tensors, snapshot.state
+        try:
+            load_weights(self.network, tensors["weights"])
+            for name, average in self.averages.by_file().items():
+                average.load_state_dict(tensors[name], state[name])
+            self.optimizers.load_state_dict(tensors["optimizer"], state["optimizer"])
+            self.objective.load_state_dict(state["objective"])
+            self.order.load_state_dict(state["order"])
+            random = tensors.get(f"random_{self.processes.rank}")
+            if random is not None:  # else this run has more processes than that which was saved
+                restore_random_state(self.generator, random)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise TwinflowError(f"{path} is a checkpoint of another model or run: {error}") from error
