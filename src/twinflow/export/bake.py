@@ -2,7 +2,8 @@
 
 The stock MLP gives ``e(t) = W h(t) + b`` with ``h`` the input of its last Linear; the branch adds
 ``g(t) = t · target_embedder(0)``. A few-step sampler only ever asks for K times, so the edit of smallest norm
-with ``dW h(t_k) = g(t_k)`` for all k is exact where it is used. It has rank K and needs no bias.
+with ``dW h(t_k) = g(t_k)`` for all k is exact where it is used. It has rank one, since all g(t) are parallel,
+and needs no bias.
 """
 
 from __future__ import annotations

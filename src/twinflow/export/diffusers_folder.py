@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twinflow.export.bake import bake_target_time
 from twinflow.pipelines import target_time as tt
-from twinflow.pipelines.any_step import AnyStepPipeline
+from twinflow.pipelines.any_step import AnyStepPipeline, save_stock
 from twinflow.sampling import few_step_times
 
 
@@ -32,4 +32,4 @@ def to_diffusers(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> None:
     stock = type(pipe.pipe)(**components)
     if tt.has_target_time(transformer):
         bake_target_time(AnyStepPipeline(stock, fold_padding=False), times)
-    stock.save_pretrained(path, safe_serialization=True)
+    save_stock(stock, path)

@@ -27,7 +27,7 @@ class StableDiffusion3Adapter:
         self.fold_padding = False
         if fold_padding and _all_equal(self._t5_tokens(self.encode_prompts(["a"]))):
             self.fold_padding = True
-            pipe.transformer.set_attn_processor(FoldedPaddingAttention(self.padding_tokens))
+            pipe.transformer.set_attn_processor(FoldedPaddingAttention())
 
     padding_tokens = 256  # T5 tokens: max_sequence_length of the stock pipeline's call
 
@@ -40,9 +40,18 @@ class StableDiffusion3Adapter:
         return (config.in_channels, config.sample_size, config.sample_size)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Velocity of the stock network at times ``t`` (B,) fp32; ``x_t`` (B, C, H, W)."""
-        timestep = self.timestep_scale * t
-        return network(hidden_states=x_t, timestep=timestep, return_dict=False, **cond.kwargs)[0]
+        """Velocity of the stock network at times ``t`` (B,) fp32; ``x_t`` (B, C, H, W).
+
+        State and condition may be of any floating dtype; times are never cast.
+        """
+        folding = {"last_token_repeats": self.padding_tokens} if self.fold_padding else None
+        return network(
+            hidden_states=x_t.to(network.dtype),
+            timestep=self.timestep_scale * t,
+            joint_attention_kwargs=folding,
+            return_dict=False,
+            **{name: value.to(network.dtype) for name, value in cond.kwargs.items()},
+        )[0]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Condition:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.adapter import adapter_for
 from twinflow.pipelines.condition import Condition
-from twinflow.sampling import sample, seeded_noise
+from twinflow.sampling import SamplerSettings, Style, make_schedule, sample, seeded_noise
+from twinflow.sampling.noise import RowGenerators
+from twinflow.sampling.settings import resolve_settings
 
 BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
@@ -88,29 +91,28 @@ class AnyStepPipeline:
         model ("shapeworld-tiny").
 
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
-        the network's function is unchanged. Only safetensors are read.
+        the network's function is unchanged. Such a folder also says its own ``fake_time``. Only safetensors
+        are read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
         """
         from diffusers import DiffusionPipeline
 
         path_or_id = locate(path_or_id)
         folder = Path(path_or_id)
-        config = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).is_file() else {}
+        config = _read_config(folder / CONFIG_FILE)
         if "fake_time" in config:
             target_time, fake_time = True, config["fake_time"]
         elif folder.is_dir() and not (folder / "model_index.json").is_file():
             raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
-        pipe = DiffusionPipeline.from_pretrained(str(path_or_id), torch_dtype=dtype, use_safetensors=True)
+        try:
+            pipe = DiffusionPipeline.from_pretrained(str(path_or_id), torch_dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
+            raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
         pipe.to(device)
         self = cls(pipe, target_time=target_time, fake_time=fake_time, fold_padding=fold_padding)
         self.words = config.get("words")
         if "fake_time" in config:
-            branch = load_file(folder / BRANCH_FILE)
-            missing = set(tt.target_time_state_dict(pipe.transformer)) ^ set(branch)
-            if missing:
-                raise TwinflowError(
-                    f"{folder / BRANCH_FILE} does not fit this transformer: {sorted(missing)}"
-                )
-            pipe.transformer.load_state_dict(branch, strict=False)
+            _load_branch(pipe.transformer, folder / BRANCH_FILE)
         return self
 
     @property
@@ -151,22 +153,33 @@ class AnyStepPipeline:
         *,
         nfe: int = 1,
         seeds: Sequence[int] | int = 0,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         negative_prompt: str = "",
+        style: Style = "few",
+        settings: SamplerSettings | None = None,
+        generator: RowGenerators | None = None,
         batch_size: int = 256,
-        **sampler: Any,
+        **overrides: Any,
     ) -> Generation:
         """Draw one picture a prompt with ``nfe`` network evaluations each.
 
         ``seeds``: one an image, or the first of consecutive ones; the same seed gives the same picture in any
         batch. ``guidance`` above 1 is classifier-free guidance (two evaluations a step) and is for models that
-        were not trained by TwinFlow. ``sampler`` is passed to :func:`twinflow.sampling.sample`.
+        were not trained by TwinFlow. The other arguments are those of :func:`twinflow.sampling.sample`.
+
+        Raises ``ValueError`` with the value and the remedy, before anything runs.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        uncond = self.encode_prompts([negative_prompt]) if guidance != 1.0 else None
+        if not prompts or batch_size < 1:
+            raise ValueError(f"need a prompt and a batch_size of at least 1, got {prompts} and {batch_size}")
+        if guidance is not None:
+            overrides["guidance"] = guidance
+        resolved = resolve_settings(nfe=nfe, style=style, settings=settings, overrides=overrides)
+        make_schedule(nfe, resolved)  # its errors belong here, before the prompts are encoded
+        uncond = self.encode_prompts([negative_prompt]) if resolved.guided else None
         latents = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
@@ -178,8 +191,8 @@ class AnyStepPipeline:
                     self.encode_prompts(prompts[rows]),
                     nfe=nfe,
                     uncond=uncond,
-                    guidance=guidance,
-                    **sampler,
+                    settings=resolved,
+                    generator=generator[rows] if isinstance(generator, Sequence) else generator,
                 )
             )
         all_latents = torch.cat(latents)
@@ -203,8 +216,42 @@ class AnyStepPipeline:
                 self.pipe.save_pretrained(path, safe_serialization=True)
             save_file(branch, path / BRANCH_FILE)
         else:
-            self.pipe.save_pretrained(path, safe_serialization=True)
+            save_stock(self.pipe, path)
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_stock(pipe: Any, path: str | Path) -> None:
+    """Write a stock pipeline folder, and take away what an any-step checkpoint in the same place has left."""
+    pipe.save_pretrained(path, safe_serialization=True)
+    for name in (BRANCH_FILE, CONFIG_FILE):
+        (Path(path) / name).unlink(missing_ok=True)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The small JSON beside a checkpoint; empty for a stock folder or a hub id."""
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+        if config["format"] != 1 or config.get("fake_time", "negative") not in ("negative", "sign"):
+            raise ValueError(f"it says {config}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise TwinflowError(f"{file} is not of the format that this version writes: {error!r}") from error
+    return config
+
+
+def _load_branch(transformer: nn.Module, file: Path) -> None:
+    try:
+        branch = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TwinflowError(f"{file}, the target-time branch, can't be read: {error}") from error
+    own = tt.target_time_state_dict(transformer)
+    wrong = set(own) ^ set(branch) or {name for name in own if own[name].shape != branch[name].shape}
+    if wrong:
+        raise TwinflowError(
+            f"{file} does not fit this transformer, it is from another one: {', '.join(sorted(wrong))}"
+        )
+    transformer.load_state_dict(branch, strict=False)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:

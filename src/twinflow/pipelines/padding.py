@@ -16,10 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class FoldedPaddingAttention:
-    """SD3's joint attention when the last text token stands for ``repeats`` equal ones."""
+    """SD3's joint attention, in which the last text token may stand for ``last_token_repeats`` equal ones.
 
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
+    The number comes with the call, in ``joint_attention_kwargs``. A call without it, such as the stock
+    pipeline's own with all its padding, is the stock attention bit for bit.
+    """
 
     def __call__(
         self,
@@ -27,6 +28,7 @@ class FoldedPaddingAttention:
         hidden_states: Tensor,  # (B, S, D) picture tokens
         encoder_hidden_states: Tensor | None = None,  # (B, L, D) text tokens
         attention_mask: Tensor | None = None,
+        last_token_repeats: int = 1,
         **kwargs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         query, key, value = _heads(attn, hidden_states, "to_q", "to_k", "to_v", "norm_q", "norm_k")
@@ -42,8 +44,9 @@ class FoldedPaddingAttention:
                 "norm_added_k",
             )
             query, key, value = (torch.cat(pair, dim=2) for pair in zip((query, key, value), text))
-            bias = torch.zeros(1, 1, 1, key.shape[2], dtype=query.dtype, device=query.device)
-            bias[..., -1] = math.log(self.repeats)
+            if last_token_repeats > 1:
+                bias = torch.zeros(1, 1, 1, key.shape[2], dtype=query.dtype, device=query.device)
+                bias[..., -1] = math.log(last_token_repeats)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias)
         mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)  # (B, S + L, D)
         length = hidden_states.shape[1]

@@ -97,7 +97,8 @@ class AutoencoderPart:
     def save_pretrained(self, path: str | Path) -> None:
         """Write the whole stock pipeline; its latents then have mean 0 and variance 1 over the data."""
         vae = self.network.vae
-        latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in self._calibration]).double()
+        batches = (pixels.to(vae.device, vae.dtype) for pixels in self._calibration)
+        latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in batches]).double()
         vae.register_to_config(
             shift_factor=latents.mean().item(), scaling_factor=1 / latents.std(correction=0).item()
         )

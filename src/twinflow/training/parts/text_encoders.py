@@ -35,6 +35,8 @@ class CaptionFacts:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
         rng = np.random.default_rng([self.seed, index])
         if rng.random() < 0.08:  # the empty caption, which guidance compares with, has no facts
             return {"pixels": torch.zeros(6), "caption": ""}
