@@ -72,6 +72,8 @@ class ShapeDetector:
         size = self.level.size
         if image.shape != (size, size, 3):
             raise ValueError(f"level {self.level.name!r} has pictures ({size}, {size}, 3), got {image.shape}")
+        if not np.isfinite(image).all():  # a model that diverged
+            return []
         pixels = np.clip(np.asarray(image, dtype=np.float64), 0.0, 1.0)
         pixels, smoothing = denoise(pixels, self.settings.noise, self.level.scale)
         offset = remove_tint(pixels, self.settings.tint)  # (H, W, 3) from gray

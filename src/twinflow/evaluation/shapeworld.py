@@ -25,6 +25,8 @@ from twinflow.evaluation.scoring import (
     write_results,
 )
 
+REFERENCE_SCENES = 16  # of a prompt, for the renderer's own diversity
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -149,18 +151,18 @@ def total_variation(a: dict, b: dict) -> float:
     return 0.5 * sum(abs(a.get(key, 0) / total_a - b.get(key, 0) / total_b) for key in {*a, *b})
 
 
-def relative_layout_diversity(rows: Sequence[ImageResult], level: Level, *, seed: int = 0) -> float | None:
-    """Layout diversity of the pictures over that of the renderer's for the same captions.
+def relative_layout_diversity(rows: Sequence[ImageResult], level: Level) -> float | None:
+    """Layout diversity of the pictures over that of real scenes of the same prompts.
 
     None where no prompt has two pictures with equally many objects.
     """
     prompts: list[Hashable] = [row.prompt for row in rows]
-    found = [[d.box for d in row.detections] for row in rows]
-    real = []
-    for i, row in enumerate(rows):
-        rng = np.random.default_rng([seed, EVAL_STREAM, i])
-        real.append([o.box for o in draw_scene(dict(row.metadata), rng, level)])
     try:
-        return layout_diversity(found, prompts).mean / layout_diversity(real, prompts).mean
+        found = layout_diversity([[d.box for d in row.detections] for row in rows], prompts)
     except ValueError:  # nothing to compare
         return None
+    captions = {row.prompt: dict(row.metadata) for row in rows if row.prompt in found.prompts}
+    rng = np.random.default_rng([0, EVAL_STREAM])
+    drawn = [prompt for prompt in captions for _ in range(REFERENCE_SCENES)]
+    real = [[o.box for o in draw_scene(captions[prompt], rng, level)] for prompt in drawn]
+    return found.mean / layout_diversity(real, drawn).mean

@@ -1,0 +1,245 @@
+"""The pixel detector: finds exactly what the renderer drew, and nothing where nothing was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from twinflow.data.shapeworld import LEVELS, SceneObject, draw_scene, evaluation_suite, get_level, render
+from twinflow.data.shapeworld.dataset import EVAL_STREAM
+from twinflow.data.shapeworld.world import PALETTE
+from twinflow.evaluation.detector import (
+    SUPERSAMPLE,
+    DetectorSettings,
+    ShapeDetector,
+    blurred,
+    denoise,
+    noise_level,
+    ray_distance,
+    remove_tint,
+    soft_iou,
+    templates,
+    unit_moments,
+)
+
+FULL = get_level("full")
+
+
+def scenes_of(level, images_per_task: int, seed: int = 1) -> list[list[SceneObject]]:
+    suite = evaluation_suite(level, images_per_task, seed)
+    rngs = (np.random.default_rng([seed, EVAL_STREAM, i]) for i in range(len(suite)))
+    return [draw_scene(caption, rng, level) for caption, rng in zip(suite, rngs)]
+
+
+def matched(scene: list[SceneObject], detector: ShapeDetector, picture: np.ndarray):
+    """Pairs (drawn, found) by nearest centre; the counts must agree."""
+    found = detector.detect(picture)
+    assert len(found) == len(scene)
+
+    def distance(drawn, detection):
+        x1, y1, x2, y2 = detection.box
+        return np.hypot((x1 + x2) / 2 - drawn.x, (y1 + y2) / 2 - drawn.y)
+
+    return [(drawn, min(found, key=lambda d: distance(drawn, d))) for drawn in scene]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [32, 64])
+def test_finds_what_was_drawn(level, size):
+    world = replace(get_level(level), size=size)
+    detector = ShapeDetector(world)
+    for scene in scenes_of(world, 6):
+        for drawn, found in matched(scene, detector, render(scene, world)):
+            assert (found.class_name, found.color) == (drawn.shape, drawn.color)
+            assert found.score > 0.9
+            np.testing.assert_allclose(found.box, drawn.box, atol=0.6 * world.scale)
+
+
+@pytest.mark.parametrize("shape", FULL.shapes)
+@pytest.mark.parametrize("color", FULL.colors)
+def test_every_shape_in_every_color(shape, color):
+    (found,) = ShapeDetector("full").detect(render([SceneObject(shape, color, 15.3, 16.8, 4.6)], "full"))
+    assert (found.class_name, found.color) == (shape, color)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x, rng: x + rng.normal(0, 0.05, x.shape),
+        lambda x, rng: x + rng.normal(0, 0.10, x.shape),
+        lambda x, rng: ndimage.gaussian_filter(x, (0.7, 0.7, 0)),
+        lambda x, rng: ndimage.gaussian_filter(x, (1.0, 1.0, 0)),
+        lambda x, rng: x + rng.normal(0, 0.05, 3),
+        lambda x, rng: 0.5 + 0.7 * (x - 0.5),
+        lambda x, rng: np.round(x * 255) / 255,
+    ],
+    ids=["noise 0.05", "noise 0.10", "blur 0.7", "blur 1.0", "tint", "contrast 0.7", "uint8"],
+)
+def test_forgives_what_does_not_change_the_scene(spoil):
+    detector, rng = ShapeDetector("full"), np.random.default_rng(0)
+    for scene in scenes_of(FULL, 3, seed=2):
+        for drawn, found in matched(scene, detector, spoil(render(scene, FULL), rng)):
+            assert (found.class_name, found.color) == (drawn.shape, drawn.color)
+
+
+def test_touching_objects_of_different_colors_are_two():
+    scene = [SceneObject("square", "red", 10, 16, 5), SceneObject("circle", "blue", 19.3, 16, 5)]
+    picture = render(scene, FULL)
+    assert ndimage.label(np.abs(picture - 0.5).max(-1) > 0.26)[1] == 1
+    found = ShapeDetector("full").detect(picture)
+    assert {(d.class_name, d.color) for d in found} == {("square", "red"), ("circle", "blue")}
+
+
+def test_an_averaged_mode_is_not_an_object():
+    """The mean of many scenes, which an untrained one-step generator draws, must not count."""
+    one, empty = render([SceneObject("circle", "red", 16, 16, 7)], FULL), render([], FULL)
+    detector = ShapeDetector("full")
+    assert len(detector.detect(one)) == 1
+    assert detector.detect(0.5 * one + 0.5 * empty) == []
+    mean = np.mean([render(scene, FULL) for scene in scenes_of(FULL, 8)], axis=0)
+    assert detector.detect(mean) == []
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_finds_nothing_in_noise_and_in_empty_pictures(level):
+    detector, rng = ShapeDetector(level), np.random.default_rng(0)
+    shape = (32, 32, 3)
+    junk = [rng.normal(0.5, sigma, shape) for sigma in (0.1, 0.2, 0.3, 0.5) for _ in range(6)]
+    junk += [rng.uniform(size=shape), rng.integers(0, 2, shape), np.zeros(shape), np.ones(shape)]
+    junk += [np.full(shape, 0.5), np.broadcast_to(np.array(PALETTE["red"]), shape)]
+    junk += [np.linspace(0, 1, 32)[:, None, None] * np.ones(shape)]
+    assert [detector.detect(picture) for picture in junk] == [[]] * len(junk)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_finds_nothing_in_the_pictures_of_a_model_that_diverged(value):
+    picture = render([SceneObject("circle", "red", 16, 16, 7)], FULL)
+    picture[3, 4, 1] = value
+    assert ShapeDetector("full").detect(picture) == []
+
+
+def test_too_large_and_too_small_are_no_objects():
+    detector = ShapeDetector("full")
+    for radius in (2.0, 12.5):
+        assert detector.detect(render([SceneObject("circle", "red", 16, 16, radius)], FULL)) == []
+
+
+def test_own_vocabulary_by_default_and_the_full_one_on_request():
+    cross = render([SceneObject("cross", "red", 16, 16, 7)], "full")
+    assert ShapeDetector("tiny").detect(cross) == []
+    (found,) = ShapeDetector("tiny", full_vocabulary=True).detect(cross)
+    assert (found.class_name, found.color) == ("cross", "red")
+    brown = render([SceneObject("circle", "brown", 16, 16, 7)], "full")
+    assert [d.color for d in ShapeDetector("tiny").detect(brown)] in ([], [None])
+    assert [d.color for d in ShapeDetector("tiny", full_vocabulary=True).detect(brown)] == ["brown"]
+
+
+def test_detections_are_deterministic_sorted_and_leave_the_picture_alone():
+    picture = render(scenes_of(FULL, 4)[10], FULL).astype(np.float64) + np.random.default_rng(0).normal(
+        0, 0.1, (32, 32, 3)
+    )
+    before = picture.copy()
+    first = ShapeDetector("full").detect(picture)
+    assert first == ShapeDetector("full").detect(picture)
+    assert [d.score for d in first] == sorted((d.score for d in first), reverse=True)
+    np.testing.assert_array_equal(picture, before)
+
+
+def test_mirroring_the_picture_mirrors_the_boxes():
+    for scene in scenes_of(FULL, 2, seed=3):
+        picture = render(scene, FULL)
+        found = sorted((d.class_name, *d.box) for d in ShapeDetector("full").detect(picture))
+        mirrored = ShapeDetector("full").detect(picture[:, ::-1])
+        back = sorted((d.class_name, 32 - d.box[2], d.box[1], 32 - d.box[0], d.box[3]) for d in mirrored)
+        assert [name for name, *_ in back] == [name for name, *_ in found]
+        np.testing.assert_allclose([box for _, *box in back], [box for _, *box in found], atol=1e-3)
+
+
+def test_a_stricter_threshold_keeps_fewer():
+    picture = render(scenes_of(FULL, 4)[10], FULL) + np.random.default_rng(0).normal(0, 0.1, (32, 32, 3))
+    counts = [
+        len(ShapeDetector("full", settings=DetectorSettings(score=s)).detect(picture)) for s in (0.8, 1.0)
+    ]
+    assert counts[0] > counts[1] == 0
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"\(32, 32, 3\), got \(3, 32, 32\)"):
+        ShapeDetector("tiny").detect(np.zeros((3, 32, 32)))
+
+
+# ---- the steps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.2])
+def test_noise_level_is_the_standard_deviation_whatever_the_scene(sigma):
+    rng = np.random.default_rng(0)
+    levels = [
+        noise_level(render(scene, FULL) + rng.normal(0, sigma, (32, 32, 3))) for scene in scenes_of(FULL, 2)
+    ]
+    assert np.mean(levels) == pytest.approx(sigma, rel=0.1)
+
+
+def test_a_clean_picture_is_left_alone():
+    for scene in scenes_of(FULL, 2):
+        picture = render(scene, FULL)
+        out, width = denoise(picture, 0.015, 1.0)
+        assert width == 0
+        assert out is picture
+
+
+def test_a_small_tint_is_removed_and_a_large_one_stays():
+    picture = np.full((8, 8, 3), 0.5)
+    np.testing.assert_allclose(remove_tint(picture + 0.1, 0.2), 0, atol=1e-12)
+    np.testing.assert_allclose(remove_tint(picture + 0.2, 0.2), 0.2, atol=1e-12)
+
+
+def test_ray_distance_is_the_distance_to_the_nearest_point_of_the_ray():
+    rng = np.random.default_rng(0)
+    rays, points = FULL.palette - 0.5, rng.uniform(-0.5, 0.5, (50, 3))
+    reaches = np.linspace(0.65, 1.1, 4001)
+    along = reaches[:, None, None] * rays  # (4001, C, 3)
+    brute = np.stack([np.linalg.norm(p - along, axis=-1).min(0) for p in points])
+    np.testing.assert_allclose(ray_distance(points, rays), brute, atol=1e-5)
+
+
+def test_templates_are_what_the_renderer_draws():
+    shapes, places = (
+        FULL.shapes,
+        np.array([[9.3, 7.1], [8.0, 8.0], [7.7, 8.9], [8.1, 8.3], [9.0, 7.2], [8.5, 8.5]]),
+    )
+    radii = np.full((6, 1), 6.0)
+    drawn = templates(shapes, places[:, :1], places[:, 1:], radii, (17, 18))
+    for shape, (x, y), template in zip(shapes, places, drawn[:, 0]):
+        picture = render([SceneObject(shape, "white", x, y, 6.0)], FULL)[:17, :18, 0]
+        # both count points of a grid: an outline along a grid line may move by half a step of each
+        assert np.abs(2 * picture - 1 - template).max() <= 1 / SUPERSAMPLE
+        assert np.abs(2 * picture - 1 - template).mean() < 0.02
+
+
+def test_blurs_are_gaussian_filters():
+    image = np.random.default_rng(0).uniform(size=(2, 14, 17)).astype(np.float32)
+    for width, ours in zip((0.0, 0.6, 1.0), blurred(image, [0.0, 0.6, 1.0])):
+        theirs = image if not width else ndimage.gaussian_filter(image, (0, width, width), mode="constant")
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_soft_iou_of_masks_is_their_iou_and_contrast_is_free():
+    a, b = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
+    a[:4], b[2:6] = 1, 1
+    assert soft_iou(a, a[None])[0] == pytest.approx(1.0)
+    assert soft_iou(0.7 * a, a[None])[0] == pytest.approx(1.0)
+    assert soft_iou(0.5 * a, a[None])[0] < 0.9  # beyond the contrasts that are allowed
+    # the fit takes a contrast of 0.6 here: shared 16 * 0.6, union 32 + 32 * 0.6 - shared
+    assert soft_iou(a, b[None])[0] == pytest.approx(9.6 / (32 + 19.2 - 9.6))
+
+
+def test_moments_of_the_unit_shapes():
+    assert unit_moments("circle").area == pytest.approx(np.pi, rel=0.01)
+    assert unit_moments("triangle").area == pytest.approx(1.85, rel=0.01)
+    assert unit_moments("triangle").y == pytest.approx(0.85 - 1.85 / 3, abs=0.01)
+    for shape in FULL.shapes:
+        assert unit_moments(shape).x == pytest.approx(0, abs=1e-4)
