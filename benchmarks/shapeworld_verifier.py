@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("--junk", nargs="*", choices=list(JUNK), default=list(JUNK))
     parser.add_argument("--full-vocabulary", action="store_true", help="look for all shapes and colours")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--append", action="store_true", help="keep the runs that the JSON file has")
     args = parser.parse_args()
 
     recalls: list[Recall] = []
@@ -350,11 +351,10 @@ def main() -> None:
             recalls, positives = recalls + recall, positives + false
 
     if args.json:
-        result = {
+        run = {
             "command": f"python {shlex.join(sys.argv)}",
             "date": date.today().isoformat(),
             "seed": args.seed,
-            "images_per_condition": args.images,
             "full_vocabulary": args.full_vocabulary,
             "versions": {
                 "python": platform.python_version(),
@@ -365,7 +365,8 @@ def main() -> None:
             "recall": [asdict(row) for row in recalls],
             "false_positives": [asdict(row) for row in positives],
         }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        before = json.loads(args.json.read_text())["runs"] if args.append else []
+        args.json.write_text(json.dumps({"runs": [*before, run]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

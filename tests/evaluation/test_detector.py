@@ -16,6 +16,7 @@ from twinflow.evaluation.detector import (
     DetectorSettings,
     ShapeDetector,
     blurred,
+    color_spread,
     denoise,
     noise_level,
     ray_distance,
@@ -243,3 +244,18 @@ def test_moments_of_the_unit_shapes():
     assert unit_moments("triangle").y == pytest.approx(0.85 - 1.85 / 3, abs=0.01)
     for shape in FULL.shapes:
         assert unit_moments(shape).x == pytest.approx(0, abs=1e-4)
+
+
+def test_color_spread_is_zero_for_shades_of_one_color_and_not_for_two():
+    red, blue = FULL.palette[0] - 0.5, FULL.palette[4] - 0.5
+    shades = np.linspace(0.3, 1.0, 9)[:, None] * red
+    assert color_spread(shades, red) == pytest.approx(0.0, abs=1e-12)
+    assert color_spread(np.stack([red, blue]), red) > DetectorSettings().spread
+
+
+def test_a_circle_of_two_colors_is_no_object():
+    """Either half alone has no shape of this world, and together they have no one colour."""
+    picture = render([SceneObject("circle", "yellow", 16, 16, 7)], FULL)
+    other = render([SceneObject("circle", "green", 16, 16, 7)], FULL)
+    picture[::2] = other[::2]
+    assert ShapeDetector("full").detect(picture) == []

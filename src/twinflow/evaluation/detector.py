@@ -31,6 +31,7 @@ class DetectorSettings:
     area_share: float = 0.35  # largest covered share of the picture
     foreground: float = 0.26  # distance from gray
     vote: float = 0.20  # distance from a colour's ray within which a pixel votes for the colour
+    spread: float = 0.14  # largest mean distance of an object's pixels from the object's own ray
     color: float = 0.25  # distance from a colour's ray beyond which an object has no known colour
     tint: float = 0.20  # largest offset of the whole picture that is taken away
     noise: float = 0.015  # standard deviation from which on the picture is smoothed
@@ -124,7 +125,7 @@ class ShapeDetector:
     def _identify(
         self, offset: np.ndarray, region: Region, neighbours: np.ndarray | None, smoothing: float
     ) -> Detection | None:
-        """The region as an object, or None where it is a ghost, of a wrong size, or of no known shape."""
+        """The region as an object, or None where it is a ghost, of several colours, of a wrong size or shape."""
         window = bounding_window(region.mask, margin=2)
         own = region.mask[window]
         mine = ndimage.binary_dilation(ndimage.binary_fill_holes(own))
@@ -135,6 +136,8 @@ class ShapeDetector:
 
         color = core_color(offset[window], alpha, mine)
         if color @ ray < self.settings.contrast * (ray @ ray):
+            return None
+        if color_spread(offset[window][own], color) > self.settings.spread:
             return None
         area = alpha.sum()
         least, most = self.settings.area * self.level.scale**2, self.settings.area_share * offset[..., 0].size
@@ -230,6 +233,12 @@ def core_color(offset: np.ndarray, alpha: np.ndarray, mine: np.ndarray) -> np.nd
     if core.sum() < 3:
         core = mine & (alpha >= np.quantile(alpha[mine], 0.7))
     return offset[core].mean(0)
+
+
+def color_spread(offset: np.ndarray, color: np.ndarray) -> float:
+    """Mean distance of pixels (P, 3) from the line of ``color`` (3,) through gray: blobs of noise have many."""
+    share = offset @ color / (color @ color)
+    return float(np.linalg.norm(offset - share[:, None] * color, axis=-1).mean())
 
 
 @dataclass(frozen=True)
