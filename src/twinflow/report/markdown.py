@@ -24,7 +24,7 @@ def to_markdown(table: EvaluationTable) -> str:
     """All rows of ``table`` as one Markdown table. The best of each score column is bold."""
     columns = score_columns(table)
     lines = [
-        "| Model | NFE | " + " | ".join(column.title for column in columns) + " |",
+        "| Model | NFE | " + " | ".join(escape(column.title) for column in columns) + " |",
         "|---|---:|" + "---:|" * len(columns),
     ]
     for row in table.rows:

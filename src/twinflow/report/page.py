@@ -88,8 +88,8 @@ def _figures(summary: Summary) -> str:
             (times(base.nfe / row.nfe), "fewer network evaluations", f"{row.nfe} instead of {base.nfe}")
         )
     if summary.speed_up is not None:
-        pair = f"{seconds(row.seconds_per_image)} instead of {seconds(base.seconds_per_image)}"
-        found.append((times(summary.speed_up), "the speed", f"{pair} a picture"))
+        pair = f"{seconds(row.seconds_per_image)} a picture instead of {seconds(base.seconds_per_image)}"
+        found.append((times(summary.speed_up), "as fast", pair))
     items = "".join(
         f"<div><dt>{escape(value)}</dt><dd>{escape(what)}<span>{escape(more)}</span></dd></div>\n"
         for value, what, more in found
@@ -129,10 +129,7 @@ def _pictures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
 def _cards(comparisons: list[Comparison], trained: EvaluationRow | None) -> str:
     cards = []
     for comparison in comparisons:
-        tiles = "".join(
-            _tile(tile, caption=f"{tile.row.model} · {tile.row.nfe}", chosen=tile.row is trained)
-            for tile in comparison.tiles
-        )
+        tiles = "".join(_tile(tile, named=True, chosen=tile.row is trained) for tile in comparison.tiles)
         cards.append(
             f'<figure class="card"><div class="tiles">{tiles}</div>'
             f"<figcaption>{escape(comparison.prompt)}</figcaption></figure>\n"
@@ -140,17 +137,21 @@ def _cards(comparisons: list[Comparison], trained: EvaluationRow | None) -> str:
     return f'<div class="cards">\n{"".join(cards)}</div>\n'
 
 
-def _tile(tile: Tile, *, caption: str = "", chosen: bool = False) -> str:
+def _tile(tile: Tile, *, named: bool = False, chosen: bool = False) -> str:
     name = escape(row_name(tile.row))
     verdict = {True: "right", False: "wrong", None: ""}[tile.correct]
     mark = {True: "✓", False: "✗", None: ""}[tile.correct]
+    # A long name may be cut off, the number may not.
+    caption = (
+        f'<span>{escape(tile.row.model)}</span><span class="nfe">· {tile.row.nfe}</span>' if named else ""
+    )
     picture = '<span class="missing">missing</span>'
     if tile.data is not None:
         pixelated = ' class="pixelated"' if tile.pixelated else ""
         picture = f'<img src="{tile.data}" alt="{name}{", " + verdict if verdict else ""}"{pixelated}>'
     return (
         f'<span class="tile {verdict}{" chosen" if chosen else ""}" title="{name}">{picture}'
-        f'<span class="mark"><span>{escape(caption)}</span><b>{mark}</b></span></span>'
+        f'<span class="mark">{caption}<b>{mark}</b></span></span>'
     )
 
 

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.report.losses import TOTAL, Curve
@@ -75,7 +75,7 @@ def score_by_nfe(table: EvaluationTable, *, base: str) -> str:
         ax.xaxis.set_major_locator(FixedLocator(_apart(evaluations)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-        ax.set_xlim(min(evaluations) * 0.85, max(evaluations) * 1.25)
+        ax.set_xlim(min(evaluations) * 0.85, max(evaluations) * 1.1)
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel("network evaluations per picture")
@@ -96,14 +96,14 @@ def task_bars(rows: Sequence[EvaluationRow], colors: dict[str, str]) -> str:
                 if task not in row.tasks:
                     continue
                 y = j + (i - (len(rows) - 1) / 2) * height
-                value = row.tasks[task]
+                value, error = row.tasks[task], task_error(row, task)
                 ax.barh(
                     y,
                     value,
                     height=height * 0.82,
                     color=colors[row.model],
                     alpha=strengths[i],
-                    xerr=task_error(row, task),
+                    xerr=[[min(error, value)], [min(error, 1 - value)]],
                     error_kw={"ecolor": INK, "elinewidth": 0.7},
                     label=row_name(row) if j == 0 else None,
                 )
@@ -134,6 +134,8 @@ def loss_curves(name: str, curves: dict[str, Curve]) -> str:
             ends.append((smooth.steps[-1], smooth.values[-1], role.replace("_", " "), color))
         if all(value > 0 for role in shown for value in curves[role].values):
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_minor_locator(NullLocator())
         ax.grid(axis="y")
         ax.set_xlabel("step")
@@ -160,19 +162,21 @@ def _strengths(rows: Sequence[EvaluationRow]) -> list[float]:
     return result
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.075) -> None:
-    """Names at the right of the axes, next to where their lines end, moved apart where they would touch."""
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.075) -> None:
+    """Name each line where it ends; (x, y, name, color). Names that would touch are moved apart, up or down."""
     to_axes = ax.transData + ax.transAxes.inverted()
-    places = sorted((to_axes.transform((x, y))[1], label, color) for x, y, label, color in ends)
-    heights = [place[0] for place in places]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    if heights and heights[-1] > 1:  # push back down what left through the top
-        heights[-1] = 1.0
-        for i in range(len(heights) - 2, -1, -1):
-            heights[i] = min(heights[i], heights[i + 1] - gap)
-    for height, (_, label, color) in zip(heights, places, strict=True):
-        ax.text(1.02, height, label, transform=ax.transAxes, color=color, va="center", clip_on=False)
+    for end in sorted({x for x, *_ in ends}):
+        here = [(to_axes.transform((x, y)), label, color) for x, y, label, color in ends if x == end]
+        here.sort(key=lambda place: place[0][1])
+        heights = [point[1] for point, _, _ in here]
+        for i in range(1, len(heights)):
+            heights[i] = max(heights[i], heights[i - 1] + gap)
+        if heights[-1] > 1:  # back down, what left through the top
+            heights[-1] = 1.0
+            for i in range(len(heights) - 2, -1, -1):
+                heights[i] = min(heights[i], heights[i + 1] - gap)
+        for height, (point, label, color) in zip(heights, here, strict=True):
+            ax.text(point[0] + 0.025, height, label, transform=ax.transAxes, color=color, va="center")
 
 
 def _svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, float]) -> str:

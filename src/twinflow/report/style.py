@@ -48,9 +48,10 @@ h2 { margin: 0 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--ink); fo
 .missing { display: grid; place-items: center; aspect-ratio: 1; background: var(--raised); color: var(--soft);
   font: .7rem var(--sans); }
 .tile { min-width: 0; }
-.mark { display: flex; justify-content: space-between; gap: .3rem; padding: .25rem .1rem 0; font-size: .7rem;
-  line-height: 1.4; color: var(--soft); font-variant-numeric: tabular-nums; }
+.mark { display: flex; align-items: baseline; justify-content: space-between; gap: .3em;
+  padding: .25rem .1rem 0; font-size: .7rem; line-height: 1.4; color: var(--soft); font-variant-numeric: tabular-nums; }
 .mark span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.mark .nfe { flex: 1 0 auto; }
 .mark b { font-weight: 600; line-height: 1; }
 .chosen .mark span { color: var(--accent); }
 .right .mark b { color: var(--accent); }
@@ -106,22 +107,27 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   .lead { font-size: 1.05rem; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1.5rem 1.2rem; }
   .cards { grid-template-columns: 1fr; }
+  .protocol dl { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
 }
 @media print {
   @page { margin: 16mm 15mm; }
   :root { --paper: #fff; --raised: #f2f2f2; --ink: #000; --soft: #555; --rule: #ccc; --series-0: #8f8a7d;
     --series-1: #0b6b63; --series-2: #b4551f; --series-3: #3b5ba5; --series-4: #8a3f73; --series-5: #7d7a1c;
     --wrong: #b3362b; }
+  html { font-size: 8.5pt; }
   body { font-size: 9.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   header { padding-top: 0; }
   h1 { font-size: 21pt; }
+  .figures { grid-template-columns: repeat(4, 1fr); }
   h2 { break-after: avoid; }
   section { margin-top: 8mm; }
   .cards { grid-template-columns: repeat(3, 1fr); gap: 5mm; }
   .plots { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; margin: 0; padding: 0; }
-  .scores { font-size: 7.2pt; }
-  .scores th, .scores td { padding-left: 1.6mm; position: static; }
+  .scores { font-size: 7pt; }
+  .scores small, .scores thead th { font-size: 6pt; }
+  .scores th, .scores td, .scores th[scope=row] { padding: .35rem 0 .35rem 1.2mm; position: static; }
+  .scores tr, .wall tr { break-inside: avoid; }
   details:not([open]), .every { display: none; }
   main, footer { max-width: none; padding-left: 0; padding-right: 0; }
 }

@@ -15,15 +15,8 @@ _TASKS = {
     "position": "Position",
     "color_attr": "Colour binding",
 }
-_PROTOCOL = {
-    "level": "Level",
-    "images_per_task": "Pictures a task",
-    "seed": "Seed",
-    "seeds": "Seeds",
-    "date": "Date",
-    "command": "Command",
-    "machine": "Machine",
-}
+_PROTOCOL = {"images_per_task": "Pictures a task"}
+_PACKAGES = ("twinflow", "torch", "diffusers", "transformers", "python")
 
 
 def score(value: float | None, digits: int = 3) -> str:
@@ -66,8 +59,8 @@ def task_name(task: str) -> str:
 
 
 def protocol_name(key: str) -> str:
-    """Names of packages ("torch") stay as they are written; the rest becomes words."""
-    return _PROTOCOL.get(key, _sentence(key) if "_" in key else key)
+    """Keys become words; packages keep their names."""
+    return key if key in _PACKAGES else _PROTOCOL.get(key, _sentence(key))
 
 
 def row_name(row: EvaluationRow) -> str:
