@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +11,7 @@ from twinflow.data.shapeworld import get_level
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.training import RunResult, Trainer
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,10 +31,11 @@ def build_dataset(recipe: Recipe) -> Any:
     if data.kind == "digits":
         from twinflow.data.digits import DigitsDataset
 
-        return DigitsDataset(channels=3, size=data.size)
-    from twinflow.data.folder import ImageFolder
+        return DigitsDataset(channels=3)
+    from twinflow.data.folder import FolderDataset
 
-    return ImageFolder(data.path, size=data.size, on_error=data.on_error)
+    on_error: Literal["raise", "skip"] = "raise" if data.on_error == "stop" else "skip"
+    return FolderDataset(data.path, size=data.size, on_error=on_error)
 
 
 def build_model(recipe: Recipe, dataset: Any) -> Any:
@@ -75,14 +77,8 @@ def _prompts() -> list[str]:
     return [caption["prompt"] for task in TASKS for caption in all_captions(get_level("full"), task)]
 
 
-def launch(recipe: Recipe, *, resume: str = "auto") -> Any:
-    """Train ``recipe`` to its end, or on from its last checkpoint; returns the finished trainer."""
-    from twinflow.training import Trainer
-
+def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
+    """Train ``recipe`` to its end, on from its last checkpoint if there is one."""
     torch.manual_seed(recipe.train.seed)
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
     dataset = build_dataset(recipe)
-    trainer = Trainer(recipe, build_model(recipe, dataset), dataset, resume=resume)
-    trainer.run()
-    return trainer
+    return Trainer(recipe, build_model(recipe, dataset), dataset, resume=resume).run()

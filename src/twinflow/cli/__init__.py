@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 
 
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""
+    _quiet()
     from twinflow.cli.app import app
     from twinflow.errors import TwinflowError
 
@@ -19,6 +22,15 @@ def main() -> None:
             f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False
         )
         sys.exit(2)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars and notes out of ours; their errors still come through."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.condition import Condition
@@ -39,7 +39,7 @@ class StableDiffusion3Adapter:
         config = self.pipe.transformer.config
         return (config.in_channels, config.sample_size, config.sample_size)
 
-    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def predict(self, network: Any, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Velocity of the stock network at times ``t`` (B,) fp32; ``x_t`` (B, C, H, W).
 
         State and condition may be of any floating dtype; times are never cast.

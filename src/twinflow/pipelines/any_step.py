@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -22,7 +22,7 @@ from twinflow.pipelines.adapter import adapter_for
 from twinflow.pipelines.condition import Condition
 from twinflow.sampling import SamplerSettings, Style, make_schedule, sample, seeded_noise
 from twinflow.sampling.noise import RowGenerators
-from twinflow.sampling.settings import resolve_settings
+from twinflow.sampling.settings import SettingOverrides, resolve_settings
 
 BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
@@ -104,7 +104,7 @@ class AnyStepPipeline:
         elif folder.is_dir() and not (folder / "model_index.json").is_file():
             raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
         try:
-            pipe = DiffusionPipeline.from_pretrained(str(path_or_id), torch_dtype=dtype, use_safetensors=True)
+            pipe = DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True)
         except (OSError, ValueError) as error:
             what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
             raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
@@ -177,7 +177,8 @@ class AnyStepPipeline:
             raise ValueError(f"need a prompt and a batch_size of at least 1, got {prompts} and {batch_size}")
         if guidance is not None:
             overrides["guidance"] = guidance
-        resolved = resolve_settings(nfe=nfe, style=style, settings=settings, overrides=overrides)
+        given = cast(SettingOverrides, overrides)
+        resolved = resolve_settings(nfe=nfe, style=style, settings=settings, overrides=given)
         make_schedule(nfe, resolved)  # its errors belong here, before the prompts are encoded
         uncond = self.encode_prompts([negative_prompt]) if resolved.guided else None
         latents = []

@@ -96,7 +96,7 @@ class AutoencoderPart:
     @torch.no_grad()
     def save_pretrained(self, path: str | Path) -> None:
         """Write the whole stock pipeline; its latents then have mean 0 and variance 1 over the data."""
-        vae = self.network.vae
+        vae: Any = self.network.vae
         batches = (pixels.to(vae.device, vae.dtype) for pixels in self._calibration)
         latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in batches]).double()
         vae.register_to_config(
