@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from twinflow.config import Recipe
-from twinflow.data.shapeworld import get_level
+from twinflow.data.digits import DIGIT_CAPTIONS
+from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.training import RunResult, Trainer
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
-NEW_SHAPEWORLD = "new:shapeworld"
+NEW_SHAPEWORLD, NEW_DIGITS = "new:shapeworld", "new:digits"
 
 
 def build_dataset(recipe: Recipe) -> Any:
@@ -62,19 +65,34 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
 
 
 def _stock_pipeline(path: str) -> Any:
-    if path == NEW_SHAPEWORLD:
-        from twinflow.pipelines.new import Architecture, new_pipeline
-
-        # Both levels' words, so that one text encoder serves them all.
-        longest = max(len(words.split()) for words in _prompts())
-        return new_pipeline(Architecture(words=tuple(vocabulary("full")), max_words=longest))
+    if path in (NEW_SHAPEWORLD, NEW_DIGITS):
+        return new_pipeline(_architecture(path))
     return AnyStepPipeline.from_pretrained(path, target_time=False, fold_padding=False).pipe
 
 
-def _prompts() -> list[str]:
-    from twinflow.data.shapeworld import TASKS, all_captions
+def _architecture(name: str) -> Architecture:
+    """Sizes of the pipelines that recipes start from scratch."""
+    if name == NEW_SHAPEWORLD:  # both levels' words, so that one text encoder serves them all
+        prompts = [caption["prompt"] for task in TASKS for caption in all_captions("full", task)]
+        return Architecture(words=words_of(prompts), max_words=longest(prompts))
+    return Architecture(
+        words=words_of(DIGIT_CAPTIONS),
+        max_words=longest(DIGIT_CAPTIONS),
+        image_size=8,
+        autoencoder_channels=(16, 32),
+        latent_channels=8,
+        width=96,
+        layers=3,
+        text_width=32,
+    )
 
-    return [caption["prompt"] for task in TASKS for caption in all_captions(get_level("full"), task)]
+
+def words_of(prompts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({word for prompt in prompts for word in prompt.split()}))
+
+
+def longest(prompts: Sequence[str]) -> int:
+    return max(len(prompt.split()) for prompt in prompts)
 
 
 def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:

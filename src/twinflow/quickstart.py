@@ -19,13 +19,17 @@ IMAGES_PER_TASK = 50
 BASE_NFE, TRAINED_NFE = (100, 4, 2, 1), (1, 2, 4)
 
 
-def run_quickstart(output: Path, overrides: list[str]) -> EvaluationTable:
+def run_quickstart(
+    output: Path, overrides: list[str], *, images_per_task: int = IMAGES_PER_TASK
+) -> EvaluationTable:
     """Evaluate the base, train it by the embedded recipe, evaluate again, write the report to ``output``."""
     console, start = Console(), time.monotonic()
     recipe = load_recipe(QUICKSTART_RECIPE, [f"output={output / 'run'}", *overrides])
 
-    console.print("[bold]1/3[/] the base: what it draws in 100 network evaluations a picture, and in 4, 2 and 1")
-    evaluation = ShapeWorldEvaluation(level="tiny", images_per_task=IMAGES_PER_TASK)
+    console.print(
+        "[bold]1/3[/] the base: what it draws in 100 network evaluations a picture, and in 4, 2 and 1"
+    )
+    evaluation = ShapeWorldEvaluation(level="tiny", images_per_task=images_per_task)
     table = EvaluationTable(benchmark="shapeworld", rows=[], protocol=protocol(evaluation))
     base = load_model(recipe.model.path)
     for nfe in BASE_NFE:

@@ -36,11 +36,12 @@ def quickstart(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to the recipe: train.steps=100 …")
     ] = None,
+    images_per_task: Annotated[int, typer.Option(help="Pictures of each of the six tasks.")] = 50,
 ) -> None:
     """Make the embedded text-to-image pipeline a one-step one: train, evaluate, report. Minutes on two cores."""
     from twinflow.quickstart import run_quickstart
 
-    run_quickstart(output, overrides or [])
+    run_quickstart(output, overrides or [], images_per_task=images_per_task)
 
 
 @app.command()

@@ -1,0 +1,132 @@
+"""The commands as a user types them, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from twinflow.cli.app import app
+from twinflow.errors import TwinflowError
+
+SHORT = ["train.steps=3", "train.batch=4", "data.length=24", "optimizer.warmup_steps=1", "log.every=1"]
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_sample_draws_one_picture_for_each_prompt_and_nfe(tmp_path: Path) -> None:
+    prompts = ["a photo of a red circle", "a photo of two squares"]
+    run("sample", "shapeworld-tiny", *prompts, "--nfe", "1,2", "--output", tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == [f"00{i}_seed{i}_nfe{n}.png" for i in (0, 1) for n in (1, 2)]
+    assert Image.open(tmp_path / files[0]).size == (32, 32)
+
+
+def test_the_same_seed_draws_the_same_picture(tmp_path: Path) -> None:
+    for folder, prompts in (("a", ["a photo of a red circle"]), ("b", ["a photo of a red circle"] * 3)):
+        run("sample", "shapeworld-tiny", *prompts, "--nfe", "4", "--output", tmp_path / folder)
+    first, second = (Image.open(tmp_path / folder / "000_seed0_nfe4.png").tobytes() for folder in ("a", "b"))
+    difference = max(abs(x - y) for x, y in zip(first, second))
+    assert difference <= 1  # 8-bit rounding of sums that a larger batch adds in another order
+
+
+def test_a_word_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="purple.*dog"):
+        run("sample", "shapeworld-tiny", "a photo of a purple dog", "--output", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("nfe", ["", "one", "0", "1,,2", "-4"])
+def test_nfe_that_is_no_list_of_numbers(nfe: str, tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="--nfe"):
+        run("sample", "shapeworld-tiny", "a photo of a red circle", "--nfe", nfe, "--output", tmp_path)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="not-there"):
+        run("eval", str(tmp_path / "not-there"), "--output", tmp_path / "out")
+
+
+def test_unknown_benchmark_and_level(tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="imagenet"):
+        run("eval", "shapeworld-tiny", "--benchmark", "imagenet")
+    with pytest.raises(TwinflowError, match="huge.*tiny"):
+        run("eval", "shapeworld-tiny", "--level", "huge", "--output", tmp_path)
+
+
+def test_eval_writes_a_table_results_pictures_and_a_page(tmp_path: Path) -> None:
+    run("eval", "base=shapeworld-tiny", "--nfe", "1,8", "--images-per-task", "2", "--output", tmp_path)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [(row["model"], row["nfe"], row["images"]) for row in rows] == [("base", 1, 12), ("base", 8, 12)]
+    lines = (tmp_path / "base_nfe1" / "results.jsonl").read_text().splitlines()
+    assert set(json.loads(lines[0])) >= {
+        "filename",
+        "tag",
+        "prompt",
+        "correct",
+        "reason",
+        "metadata",
+        "details",
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert "base" in page
+    assert 'src="http' not in page  # one file, nothing fetched
+    output = run("report", tmp_path)
+    assert "report" in output
+
+
+def test_report_of_a_folder_without_an_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="table.json"):
+        run("report", tmp_path)
+
+
+def test_the_quick_start_from_beginning_to_end(tmp_path: Path) -> None:
+    """Short, but everything is real: evaluate, train, evaluate, report, and a model that loads again."""
+    run("quickstart", "--output", tmp_path, "--images-per-task", "2", *SHORT)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [(r["model"], r["nfe"]) for r in rows if r["model"] == "twinflow"] == [
+        ("twinflow", 1),
+        ("twinflow", 2),
+        ("twinflow", 4),
+    ]
+    assert (tmp_path / "report.html").is_file()
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in metrics] == [1, 2, 3]
+    run("sample", tmp_path / "run" / "pipeline", "a photo of a red circle", "--output", tmp_path / "drawn")
+
+
+def test_training_a_folder_of_pictures(tmp_path: Path) -> None:
+    for i, color in enumerate(("red", "blue")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"a photo of a {color} square")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: shapeworld-tiny\n"
+        f"data: {{kind: folder, path: {tmp_path}, size: 32}}\n"
+        "objective: {name: twinflow, teacher: ema}\n"
+        f"train: {{steps: 2, batch: 2}}\noutput: {tmp_path / 'run'}\n"
+    )
+    run("train", recipe)
+    assert (tmp_path / "run" / "pipeline" / "target_time.safetensors").is_file()
+    # The same command on a finished run has nothing left to do, and says so by succeeding.
+    run("train", recipe)
+
+
+def test_a_broken_picture_stops_before_any_training(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.txt").write_text("a photo of a red square")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: shapeworld-tiny\ndata: {tmp_path}\nobjective: {{name: flow_matching}}\n"
+        f"train: {{steps: 2, batch: 2}}\noutput: {tmp_path / 'run'}\n"
+    )
+    with pytest.raises(TwinflowError, match="bad.png"):
+        run("train", recipe)
+    assert not (tmp_path / "run").exists()
