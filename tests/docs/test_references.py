@@ -1,0 +1,49 @@
+"""Every name that the documentation gives to code exists, and every page of it is found from another."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+NAME = re.compile(r"`(twinflow(?:\.\w+)+)(?:\(.*?\))?`")
+
+
+def resolve(name: str) -> object:
+    """The module, class, function, method or field of a dataclass that a dotted name is."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if part in getattr(found, "__dataclass_fields__", {}):
+                found = found.__dataclass_fields__[part]
+            else:
+                found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_code_exist(page):
+    missing = []
+    for name in sorted(set(NAME.findall(page.read_text(encoding="utf-8")))):
+        try:
+            resolve(name)
+        except (AttributeError, ModuleNotFoundError):
+            missing.append(name)
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_exist(page):
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    pictures = "docs/assets/quickstart.png"  # written by the quick start's own run
+    missing = [link for link in links if link != pictures and not (page.parent / link).exists()]
+    assert not missing
