@@ -16,6 +16,7 @@ from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.training import RunResult, Trainer
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
+from twinflow.training.run_folder import RunFolder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
@@ -97,6 +98,7 @@ def longest(prompts: Sequence[str]) -> int:
 
 def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
     """Train ``recipe`` to its end, on from its last checkpoint if there is one."""
+    RunFolder(recipe).resume_from(resume)  # refuses the folder of another run before anything is loaded
     torch.manual_seed(recipe.train.seed)
     dataset = build_dataset(recipe)
     return Trainer(recipe, build_model(recipe, dataset), dataset, resume=resume).run()

@@ -81,7 +81,7 @@ def new_pipeline(arch: Architecture, *, seed: int = 0) -> Any:
             qk_norm="rms_norm",
         )
         _start_as_zero(transformer)
-        pipe = StableDiffusion3Pipeline(
+        pipe: Any = StableDiffusion3Pipeline(
             transformer=transformer,
             vae=vae,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -117,7 +117,7 @@ def word_tokenizer(words: Sequence[str], *, max_length: int) -> Any:
     tokens += [a + b for a, b in merges if a + b not in tokens]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)  # type: ignore[arg-type]
     split = [word for word in words if len(tokenizer(word).input_ids) != 3]
     if split:
         raise RuntimeError(f"these words did not become single tokens: {split}")
@@ -167,7 +167,7 @@ def _silent_t5(width: int) -> dict[str, Any]:
     return {"tokenizer_3": tokenizer, "text_encoder_3": encoder}
 
 
-def _start_as_zero(transformer: nn.Module) -> None:
+def _start_as_zero(transformer: Any) -> None:
     """adaLN-zero (arXiv 2212.09748): every block starts as the identity and the output as zero."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear) and (

@@ -9,9 +9,10 @@ of the cost.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -24,7 +25,7 @@ class FoldedPaddingAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,  # (B, S, D) picture tokens
         encoder_hidden_states: Tensor | None = None,  # (B, L, D) text tokens
         attention_mask: Tensor | None = None,
@@ -57,9 +58,7 @@ class FoldedPaddingAttention:
         return picture, (words if attn.context_pre_only else attn.to_add_out(words))
 
 
-def _heads(
-    attn: nn.Module, x: Tensor, q: str, k: str, v: str, norm_q: str, norm_k: str
-) -> tuple[Tensor, ...]:
+def _heads(attn: Any, x: Tensor, q: str, k: str, v: str, norm_q: str, norm_k: str) -> tuple[Tensor, ...]:
     """Query, key and value of the tokens ``x``, each (B, heads, tokens, head dimension)."""
 
     def split(name: str) -> Tensor:

@@ -17,9 +17,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# A stock module with attributes that nn.Module's type does not tell of.
+StockModule = Any
 
 # Where families keep the MLP through which time enters, most specific first.
 TIME_MLP_PATHS = (
@@ -71,7 +75,7 @@ class _TargetTimeMixin:
     fake_embedding: nn.Parameter | None
 
     def forward(self, *args, **kwargs):
-        embedding = super().forward(*args, **kwargs)
+        embedding = super().forward(*args, **kwargs)  # type: ignore[misc]  # the stock class's
         t, r = self._time_state.t, self._time_state.r
         if t is None or r is None:
             return embedding
@@ -86,7 +90,7 @@ class _TargetTimeMixin:
 _swapped_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def find_time_mlp(transformer: nn.Module) -> str:
+def find_time_mlp(transformer: StockModule) -> str:
     """Path of the time MLP inside ``transformer``; ValueError says what was looked for."""
     modules = dict(transformer.named_modules())
     for path in TIME_MLP_PATHS:
@@ -98,7 +102,7 @@ def find_time_mlp(transformer: nn.Module) -> str:
     )
 
 
-def attach_target_time(transformer: nn.Module, *, fake_time: str = "negative") -> None:
+def attach_target_time(transformer: StockModule, *, fake_time: str = "negative") -> None:
     """Give ``transformer`` a target-time branch, in place. The network's function does not change.
 
     ``fake_time`` says how the fake trajectory (t < 0) is marked: "negative" lets the stock sinusoid see the
@@ -129,7 +133,7 @@ def attach_target_time(transformer: nn.Module, *, fake_time: str = "negative") -
     transformer._time_mlp_path = path
 
 
-def detach_target_time(transformer: nn.Module) -> None:
+def detach_target_time(transformer: StockModule) -> None:
     """Take the branch off again, in place: the stock class and state dict are back."""
     mlp = _time_mlp(transformer)
     mlp.__class__ = mlp._stock_class
@@ -138,7 +142,7 @@ def detach_target_time(transformer: nn.Module) -> None:
 
 
 @contextmanager
-def detached(transformer: nn.Module) -> Iterator[None]:
+def detached(transformer: StockModule) -> Iterator[None]:
     """The stock transformer for the length of a block (to save it, say); then the same branch again."""
     mlp, path, state = _time_mlp(transformer), transformer._time_mlp_path, transformer._time_state
     embedder, fake_embedding, swapped = mlp.target_embedder, mlp.fake_embedding, type(mlp)
@@ -153,16 +157,16 @@ def detached(transformer: nn.Module) -> Iterator[None]:
         transformer._time_mlp_path = path
 
 
-def has_target_time(transformer: nn.Module) -> bool:
+def has_target_time(transformer: StockModule) -> bool:
     return hasattr(transformer, "_time_mlp_path")
 
 
-def marks_fake_by_sign(transformer: nn.Module) -> bool:
+def marks_fake_by_sign(transformer: StockModule) -> bool:
     """Whether the fake trajectory is marked by the learned embedding instead of a negative time."""
     return _time_mlp(transformer).fake_embedding is not None
 
 
-def target_time_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
+def target_time_state_dict(transformer: StockModule) -> dict[str, Tensor]:
     """The branch's own parameters, under their names in the transformer."""
     prefix = transformer._time_mlp_path + "."
     return {
@@ -173,7 +177,7 @@ def target_time_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def times(transformer: nn.Module, *, t: Tensor, r: Tensor) -> Iterator[None]:
+def times(transformer: StockModule, *, t: Tensor, r: Tensor) -> Iterator[None]:
     """Let the branch see ``t`` and ``r`` (B,) fp32 during one forward pass.
 
     Enter it inside the trained module's own ``forward``: a recomputation by activation checkpointing then
@@ -187,7 +191,7 @@ def times(transformer: nn.Module, *, t: Tensor, r: Tensor) -> Iterator[None]:
         state.t = state.r = None
 
 
-def _time_mlp(transformer: nn.Module) -> nn.Module:
+def _time_mlp(transformer: StockModule) -> StockModule:
     return transformer.get_submodule(transformer._time_mlp_path)
 
 

@@ -32,7 +32,6 @@ class Model(Section):
     target_time: bool = True  # attach the branch for r; a plain flow-matching model needs none
     fake_time: Literal["negative", "sign"] = "negative"  # how the branch marks t < 0
     train: Literal["full"] = "full"
-    call: dict[str, Any] = {}  # extra arguments of the stock pipeline
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored weights; train.precision is that of the maths
 
 
@@ -67,7 +66,6 @@ class DigitsData(DataSection):
     """scikit-learn's handwritten digits."""
 
     kind: Literal["digits"]
-    size: AtLeastOne = 32  # pixels
 
 
 class FolderData(DataSection):

@@ -16,9 +16,9 @@ from twinflow.objectives.objective import Field, Objective, RowLog, Step
 class AutoencoderNetwork(nn.Module):
     """The stock autoencoder as a module from (pixels, noise) to (reconstruction, latents)."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         latents = self.vae.encode(pixels).latent_dist.mean.float()

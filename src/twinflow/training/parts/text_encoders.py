@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class CaptionFacts:
 class TextReader(nn.Module):
     """Both text encoders, each with linear heads for the facts on its two outputs."""
 
-    def __init__(self, encoders: list[nn.Module], sizes: list[int]) -> None:
+    def __init__(self, encoders: list[Any], sizes: list[int]) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         width = encoders[0].config.hidden_size
@@ -73,15 +73,19 @@ class TextReader(nn.Module):
             nn.ModuleList(nn.Linear(width, size) for size in sizes) for _ in range(2 * len(encoders))
         )
 
+    def _encoders(self) -> list[Any]:
+        return list(self.encoders)
+
     def forward(self, ids: Tensor) -> list[list[Tensor]]:
         """Logits of every fact from every output: lists of (B, size)."""
         features = []
-        for encoder in self.encoders:
+        for encoder in self._encoders():
             out = encoder(ids, output_hidden_states=True)
-            end = (ids == encoder.config.eos_token_id).int().argmax(1)
+            end = torch.eq(ids, encoder.config.eos_token_id).int().argmax(1)
             features += [out.text_embeds, out.hidden_states[-2][torch.arange(len(ids)), end]]
         return [
-            [head(feature) for head in heads] for feature, heads in zip(features, self.heads, strict=True)
+            [head(feature) for head in cast(nn.ModuleList, heads)]
+            for feature, heads in zip(features, self.heads, strict=True)
         ]
 
 
