@@ -1,6 +1,6 @@
 """Put a trained ShapeWorld pipeline into the package as its embedded model: half precision, with its model card.
 
-    python tools/embed_model.py runs/shapeworld_base/pipeline --card tools/model_card.md
+python tools/embed_model.py runs/shapeworld_base/pipeline --card tools/model_card.md
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_each_call_holds_exactly_its_rows() -> None:
 
 
 def test_rows_on_average_are_those_of_the_derivation() -> None:
-    # METHOD: .25 generated, 1 guidance, 2 x .6055 jumps, .5 rectification, and the forward with gradient.
+    # .25 generated, 1 guidance, 2 x .6055 jumps, .5 rectification, and the forward with gradient.
     objective, rows = TwinFlow(teacher="self"), 0
     for seed in range(50):
         _, student, _ = record(objective, 64, seed=seed)

@@ -33,7 +33,9 @@ class EvaluationTable:
 
     benchmark: str
     rows: list[EvaluationRow]
-    protocol: dict[str, str | int | float] = field(default_factory=dict)  # level, seed, versions, date, command
+    protocol: dict[str, str | int | float] = field(
+        default_factory=dict
+    )  # level, seed, versions, date, command
 
     def row(self, model: str, nfe: int) -> EvaluationRow | None:
         return next((r for r in self.rows if (r.model, r.nfe) == (model, nfe)), None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# GenEval's ten colours, as far apart as RGB allows (EVALUATION.md 5.1): the closest pair is 0.44 apart.
+# GenEval's ten colours, as far apart as RGB allows: the closest pair is 0.44 apart.
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.08, 0.08),
     "orange": (1.00, 0.50, 0.00),
