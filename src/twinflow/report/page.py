@@ -107,23 +107,32 @@ def _section(title: str, body: str, *, note: str = "", name: str = "") -> str:
 
 def _pictures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
     """The base with few and with many evaluations beside the trained model, at equal seeds."""
-    candidates = [summary.base_at_same, summary.base, summary.trained]
-    rows: list[EvaluationRow] = []
-    for row in candidates:
-        if row is not None and not any(row is other for other in rows):
-            rows.append(row)
+    rows = _compared(table, summary)
     comparisons = compare(folder, rows)
     if not comparisons:
         return _grids(folder, table)
     shown = spread(comparisons, SHOWN)
     rest = [c for c in comparisons if not any(c is other for other in shown)]
     names = ", ".join(f"<b>{escape(row_name(row))}</b>" for row in rows)
-    note = f"From left to right: {names}. Same prompt, same seed; ✓ and ✗ are the verifier’s."
+    same = "Same prompt, same seed; " if len(rows) > 1 else ""
+    note = f"From left to right: {names}. {same}✓ and ✗ are the verifier’s."
     body = _cards(shown, summary.trained)
     if rest:
         more = _cards(rest, summary.trained)
         body += f"<details><summary>{len(rest)} more</summary>\n{more}</details>\n"
-    return _section("The same scenes", body, note=note, name="pictures")
+    return _section("The same scenes" if len(rows) > 1 else "Pictures", body, note=note, name="pictures")
+
+
+def _compared(table: EvaluationTable, summary: Summary) -> list[EvaluationRow]:
+    """The base with as few evaluations as the trained model, the base at its best, the trained model."""
+    fewest = summary.base_at_same
+    if summary.trained is None:  # one model alone: what it draws with few evaluations, and at its best
+        fewest = min(table.rows, key=lambda row: row.nfe)
+    rows: list[EvaluationRow] = []
+    for row in (fewest, summary.base, summary.trained):
+        if row is not None and not any(row is other for other in rows):
+            rows.append(row)
+    return rows
 
 
 def _cards(comparisons: list[Comparison], trained: EvaluationRow | None) -> str:
@@ -228,10 +237,7 @@ def _scores(table: EvaluationTable, summary: Summary) -> str:
 
 def _plots(table: EvaluationTable, summary: Summary) -> str:
     base = summary.base.model
-    rows = [
-        row for row in (summary.base_at_same, summary.base, summary.trained) if row is not None and row.tasks
-    ]
-    rows = [row for i, row in enumerate(rows) if not any(row is other for other in rows[:i])]
+    rows = [row for row in _compared(table, summary) if row.tasks]
     figures = _figure("Score by number of evaluations", score_by_nfe(table, base=base))
     if rows:
         figures += _figure("Score by task", task_bars(rows, model_colors(table, base=base)))
