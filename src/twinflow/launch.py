@@ -44,16 +44,20 @@ def build_dataset(recipe: Recipe) -> Any:
 
 def build_model(recipe: Recipe, dataset: Any) -> Any:
     """What is trained: an any-step pipeline, or one part of a stock pipeline."""
-    model = recipe.model
+    model, device = recipe.model, device_of(recipe)
     if model.part == "transformer":
         pipe = AnyStepPipeline.from_pretrained(
-            model.path, target_time=model.target_time, fake_time=model.fake_time, dtype=DTYPES[model.dtype]
+            model.path,
+            target_time=model.target_time,
+            fake_time=model.fake_time,
+            dtype=DTYPES[model.dtype],
+            device=device,
         )
         pipe.pipe.set_progress_bar_config(disable=True)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
         return pipe
-    stock = _stock_pipeline(model.path)
+    stock = _stock_pipeline(model.path).to(device)
     if model.part == "text_encoders":
         if not isinstance(dataset, CaptionFacts):
             raise TwinflowError(
@@ -63,6 +67,14 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     count = min(CALIBRATION_IMAGES, len(dataset))
     pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
     return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def device_of(recipe: Recipe) -> str:
+    """The device of ``train.device``; an error if it is not there."""
+    wanted, there = recipe.train.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise TwinflowError("train.device = 'cuda', but torch finds no CUDA device: use 'cpu' or 'auto'")
+    return "cuda" if there and wanted != "cpu" else "cpu"
 
 
 def _stock_pipeline(path: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twinflow import __version__
@@ -22,8 +23,9 @@ MANY_STEPS = 8  # from here on a base model is sampled with guidance
 
 
 def load_model(path_or_id: str) -> AnyStepPipeline:
-    """The pipeline of a model for sampling: its progress bar off."""
-    pipe = AnyStepPipeline.from_pretrained(path_or_id, target_time=False)
+    """The pipeline of a model for sampling, on the GPU if there is one; its progress bar is off."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = AnyStepPipeline.from_pretrained(path_or_id, target_time=False, device=device)
     pipe.pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -115,7 +117,6 @@ def evaluate_one(
 def protocol(evaluation: ShapeWorldEvaluation) -> dict[str, str | int | float]:
     """What a reader needs to compare the numbers, or to refuse to."""
     import diffusers
-    import torch
 
     return {
         "level": get_level(evaluation.level).name,

@@ -113,6 +113,7 @@ class Train(Section):
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over the weights as they are stored
     compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a CUDA device if there is one
     threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves torch's choice
 
 
