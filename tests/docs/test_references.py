@@ -48,3 +48,10 @@ def test_links_to_files_exist(page):
     pictures = "docs/assets/quickstart.png"  # written by the quick start's own run
     missing = [link for link in links if link != pictures and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_every_recipe_is_in_the_guide():
+    guide = (ROOT / "docs/guides/recipes.md").read_text(encoding="utf-8")
+    recipes = {recipe.name for recipe in (ROOT / "recipes").glob("*.yaml")}
+    assert recipes
+    assert recipes == set(re.findall(r"\b((?:shapeworld|digits)\w*\.yaml)", guide))
