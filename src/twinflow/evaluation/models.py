@@ -116,19 +116,27 @@ def evaluate_one(
 
 def protocol(evaluation: ShapeWorldEvaluation) -> dict[str, str | int | float]:
     """What a reader needs to compare the numbers, or to refuse to."""
-    import diffusers
-
     return {
         "level": get_level(evaluation.level).name,
         "images_per_task": evaluation.images_per_task,
         "seed": evaluation.seed,
+        **run_facts(),
+    }
+
+
+def run_facts() -> dict[str, str | int | float]:
+    """When, by which command, with which versions and on what kind of machine."""
+    import diffusers
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["twinflow", *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "twinflow": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{device}, {torch.get_num_threads()} threads",
     }
 
 
