@@ -192,3 +192,14 @@ def test_make_recipe_says_where_it_is_from() -> None:
     with pytest.raises(TwinflowError, match="quickstart:"):
         make_recipe({}, source="quickstart")
     assert "unconditional_prompt" in Recipe.model_fields
+
+
+def test_changing_one_role_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    head = "model: m\ndata: {kind: shapeworld}\ntrain: {steps: 1, batch: 1}\noutput: out\n"
+    path.write_text(head + "objective: {name: twinflow}\n")
+    roles = load_recipe(path, ["objective.roles.fake=2"]).objective["roles"]
+    assert roles == {"one_step": 1, "tangent": 1, "any_step": 1, "fake": 2, "consistency": 0}
+    path.write_text(head + "objective: {name: twinflow, roles: {any_step: 1}}\n")
+    roles = load_recipe(path, ["objective.roles.fake=2"]).objective["roles"]
+    assert roles == {"one_step": 0, "tangent": 0, "any_step": 1, "fake": 2, "consistency": 0}

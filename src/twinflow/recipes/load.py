@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from twinflow.errors import TwinflowError
 from twinflow.recipes.messages import disallowed, unknown_key
+from twinflow.recipes.objective import OBJECTIVES, resolve_objective
 from twinflow.recipes.sections import DigitsData, FolderData, Recipe, ShapeWorldData
 
 DATA_KINDS: dict[str, type[BaseModel]] = {
@@ -29,8 +30,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     ``TwinflowError`` names each bad key, its value and what is allowed.
     """
-    raw = _merge(_read_layers(Path(path), ()), _parse_overrides(overrides))
-    return make_recipe(raw, source=str(path))
+    layers, changes = _read_layers(Path(path), ()), _parse_overrides(overrides)
+    return make_recipe(_merge(_with_default_roles(layers, changes), changes), source=str(path))
 
 
 def make_recipe(raw: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -86,6 +87,23 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise TwinflowError(f"the value of {override!r} can't be read: {error}") from error
         merged = _merge(merged, {str(k): v for k, v in raw.items()} if isinstance(raw, dict) else {})
     return merged
+
+
+def _with_default_roles(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``raw`` with the objective's default roles spelt out, if ``changes`` change single ones of them.
+
+    In a mapping of roles those that are not named get no rows. `objective.roles.fake=2` means one role alone.
+    """
+    sections = [section for section in (raw.get("objective"), changes.get("objective")) if section]
+    if not all(isinstance(section, Mapping) for section in sections):
+        return dict(raw)
+    objective = {key: value for section in sections for key, value in section.items()}
+    if not (len(sections) == 2 and "roles" in sections[1] and "roles" not in sections[0]):
+        return dict(raw)
+    if objective.get("name") not in OBJECTIVES:
+        return dict(raw)  # the error comes with the validation
+    default = resolve_objective({"name": objective["name"]}).get("roles")
+    return dict(raw) if default is None else {**raw, "objective": {**sections[0], "roles": default}}
 
 
 def _with_shorthands(raw: Mapping[str, Any]) -> dict[str, Any]:
