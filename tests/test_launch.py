@@ -1,0 +1,77 @@
+"""Recipes launched as the command does it: from nothing to a one-step model, two steps a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from twinflow.config import load_recipe
+from twinflow.errors import TwinflowError
+from twinflow.launch import launch
+from twinflow.pipelines import AnyStepPipeline
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SHORT = ["train.steps=2", "train.batch=4", "optimizer.warmup_steps=0", "log.tensorboard=false"]
+
+
+def run(name: str, output: Path, *changes: str) -> Path:
+    result = launch(load_recipe(RECIPES / f"{name}.yaml", [*SHORT, f"output={output}", *changes]))
+    assert result.status == "finished"
+    assert result.pipeline is not None
+    return result.pipeline
+
+
+def test_the_stages_of_the_embedded_model_follow_one_another(tmp_path: Path) -> None:
+    few = "data.length=24"
+    text = run("shapeworld_text", tmp_path / "text", few)
+    vae = run("shapeworld_vae", tmp_path / "vae", few, f"model.path={text}")
+    base = run("shapeworld_base", tmp_path / "base", few, f"model.path={vae}", "preview.every=0")
+    one = run("shapeworld_twinflow", tmp_path / "one", few, f"model.path={base}", "preview.every=0")
+
+    def weights(path: Path, part: str) -> dict[str, torch.Tensor]:
+        pipe = AnyStepPipeline.from_pretrained(path, target_time=False).pipe
+        return getattr(pipe, part).state_dict()
+
+    def same(a: Path, b: Path, part: str) -> bool:
+        first, second = weights(a, part), weights(b, part)
+        return all(torch.equal(value, second[name]) for name, value in first.items())
+
+    # Each stage trains its own part and leaves the others alone.
+    assert same(text, vae, "text_encoder")
+    assert not same(text, vae, "vae")
+    assert same(vae, base, "vae")
+    assert not same(vae, base, "transformer")
+    assert not same(base, one, "transformer")
+    trained = AnyStepPipeline.from_pretrained(one)
+    assert trained.knows_target_time
+    assert trained("a photo of a red circle", nfe=1).images[0].size == (32, 32)
+
+
+def test_the_stages_of_the_digits_follow_one_another(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    vae = run("digits_vae", tmp_path / "vae")
+    base = run("digits_base", tmp_path / "base", f"model.path={vae}")
+    one = run("digits_twinflow", tmp_path / "one", f"model.path={base}")
+    drawn = AnyStepPipeline.from_pretrained(one)(["a handwritten seven"] * 2, nfe=2)
+    assert drawn.pixels.shape == (2, 3, 8, 8)
+
+
+def test_text_encoders_learn_from_shapeworld_alone(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        RECIPES / "shapeworld_text.yaml", [*SHORT, "data={kind: digits}", f"output={tmp_path}"]
+    )
+    with pytest.raises(TwinflowError, match="shapeworld"):
+        launch(recipe)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        RECIPES / "shapeworld_base.yaml",
+        [*SHORT, "model.path=shapeworld-tiny", "train.device=cuda", f"output={tmp_path / 'run'}"],
+    )
+    with pytest.raises(TwinflowError, match="CUDA"):
+        launch(recipe)
+    assert not (tmp_path / "run").exists()
