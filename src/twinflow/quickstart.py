@@ -13,7 +13,7 @@ from twinflow.evaluation.models import evaluate_one, load_model, protocol, sampl
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.evaluation.runner import ShapeWorldEvaluation
 from twinflow.launch import launch
-from twinflow.report import print_table, write_report
+from twinflow.report import print_table, write_comparison, write_report
 
 IMAGES_PER_TASK = 50
 BASE_NFE, TRAINED_NFE = (100, 4, 2, 1), (1, 2, 4)
@@ -53,6 +53,8 @@ def run_quickstart(
         losses={"twinflow": result.output / "metrics.jsonl"},
         facts={"training": f"{result.seconds:.0f} s", "all": f"{time.monotonic() - start:.0f} s"},
     )
+    picture = write_comparison(output, table, shown=[("base", 100), ("base", 1), ("twinflow", 1)])
     print_table(table)
+    console.print(f"side by side: [bold]{picture}[/]")
     console.print(f"report with pictures: [bold]{files.html}[/]   one-step model: [bold]{result.pipeline}[/]")
     return table

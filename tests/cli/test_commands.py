@@ -97,6 +97,7 @@ def test_the_quick_start_from_beginning_to_end(tmp_path: Path) -> None:
         ("twinflow", 4),
     ]
     assert (tmp_path / "report.html").is_file()
+    assert Image.open(tmp_path / "comparison.png").width > 500
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in metrics] == [1, 2, 3]
     run("sample", tmp_path / "run" / "pipeline", "a photo of a red circle", "--output", tmp_path / "drawn")

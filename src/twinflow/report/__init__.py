@@ -4,9 +4,18 @@
 >>> files.html, files.markdown                                                    # doctest: +SKIP
 """
 
+from twinflow.report.comparison import write_comparison
 from twinflow.report.files import ReportFiles, write_report
 from twinflow.report.markdown import to_markdown
 from twinflow.report.summary import Summary, summarise
 from twinflow.report.terminal import print_table
 
-__all__ = ["ReportFiles", "Summary", "print_table", "summarise", "to_markdown", "write_report"]
+__all__ = [
+    "ReportFiles",
+    "Summary",
+    "print_table",
+    "summarise",
+    "to_markdown",
+    "write_comparison",
+    "write_report",
+]
