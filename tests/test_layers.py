@@ -28,11 +28,11 @@ LAYERS: tuple[set[str], ...] = (
     {"pipelines"},
     {"objectives"},
     {"sampling"},
-    {"flow", "conditions", "errors", "assets"},
+    {"flow", "conditions", "field", "errors", "assets"},
 )
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 
-PURE = ("flow", "conditions", "sampling", "objectives")
+PURE = ("flow", "conditions", "field", "sampling", "objectives")
 # Models, files, devices, processes: what pure tensor code has no business with.
 WORLD = {
     "accelerate",

@@ -8,6 +8,7 @@ conditions, ``None`` (unconditional models), or any object with ``take(rows)`` a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,3 +44,16 @@ def concat_rows(conds: list[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         return type(first)(concat_rows(list(parts)) for parts in zip(*conds, strict=True))
     raise TypeError(f"a condition of type {type(first).__name__} has no rows: give it take() and concat()")
+
+
+def count_rows(cond: Any) -> int | None:
+    """Number of rows of a condition; ``None`` when it has no rows of its own or does not tell."""
+    if isinstance(cond, Tensor):
+        return cond.shape[0]
+    if cond is None:
+        return None
+    if hasattr(cond, "take"):
+        return len(cond) if hasattr(cond, "__len__") else None
+    parts = cond.values() if isinstance(cond, Mapping) else cond
+    counts = (count_rows(part) for part in parts)
+    return next((count for count in counts if count is not None), None)

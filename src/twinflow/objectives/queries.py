@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinflow.conditions import concat_rows, take_rows
-from twinflow.objectives.objective import Field
+from twinflow.conditions import concat_rows, count_rows, take_rows
+from twinflow.field import Field
 
 
 @dataclass(kw_only=True)
@@ -85,16 +85,3 @@ def _made_up(query: Query) -> Query:
     zeros = query.x_t.new_zeros((1, *query.x_t.shape[1:]))
     first = torch.zeros(1, dtype=torch.int64, device=query.x_t.device)
     return replace(query, x_t=zeros, t=one, r=one, rows=first)
-
-
-def count_rows(cond: Any) -> int | None:
-    """Number of rows of a condition; ``None`` when it has no rows of its own or does not tell."""
-    if isinstance(cond, Tensor):
-        return cond.shape[0]
-    if cond is None:
-        return None
-    if hasattr(cond, "take"):
-        return len(cond) if hasattr(cond, "__len__") else None
-    parts = cond.values() if isinstance(cond, Mapping) else cond
-    counts = (count_rows(part) for part in parts)
-    return next((count for count in counts if count is not None), None)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from twinflow.conditions import count_rows
 from twinflow.objectives.losses import validate_distance
 from twinflow.objectives.objective import Field, Objective, check_batch
-from twinflow.objectives.queries import count_rows
 from twinflow.objectives.roles import RoleRotation, Roles
 from twinflow.objectives.times import TimeDistribution
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from twinflow.conditions import concat_rows, take_rows
-
-
-class Field(Protocol):
-    """``field(x_t, t, r, cond) -> v``: the average velocity (noise minus data) from time t to r.
-
-    ``x_t`` (B, …) in the dtype of the noise; ``t``, ``r`` (B,) fp32 (fp64 for fp64 noise); ``v`` (B, …).
-    """
-
-    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Any, /) -> Tensor: ...
+from twinflow.conditions import concat_rows, count_rows, take_rows
+from twinflow.field import Field
 
 
 @dataclass
@@ -62,7 +53,7 @@ class Velocity:
 
 
 def _as_many_rows(uncond: Any, x_t: Tensor) -> Any:
-    count = _count_rows(uncond)
+    count = count_rows(uncond)
     if count == x_t.shape[0]:
         return uncond
     if count != 1:
@@ -70,15 +61,3 @@ def _as_many_rows(uncond: Any, x_t: Tensor) -> Any:
             f"uncond must have one row, or as many as the noise has ({x_t.shape[0]}), got {count}"
         )
     return take_rows(uncond, torch.zeros(x_t.shape[0], dtype=torch.int64, device=x_t.device))
-
-
-def _count_rows(cond: Any) -> int | None:
-    """Rows of a condition; ``None`` if no part of it tells."""
-    if cond is None:
-        return None
-    if isinstance(cond, Tensor):
-        return cond.shape[0]
-    if hasattr(cond, "take"):
-        return len(cond)
-    parts = cond.values() if isinstance(cond, Mapping) else cond
-    return next((count for count in map(_count_rows, parts) if count is not None), None)
