@@ -6,6 +6,7 @@ python tools/embed_model.py runs/shapeworld_base/pipeline --card tools/model_car
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -31,11 +32,20 @@ def main() -> None:
         part.to(torch.float16)
     shutil.rmtree(target, ignore_errors=True)
     pipe.save_pretrained(target)
+    for config in target.rglob("*.json"):
+        forget_origin(config)
     shutil.copy(args.card, target / "README.md")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.2f} MB")
     if size > LIMIT:
         raise SystemExit(f"larger than {LIMIT / 1e6:.0f} MB")
+
+
+def forget_origin(config: Path) -> None:
+    """Take out where the weights lay on the machine that saved them."""
+    values = json.loads(config.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":
