@@ -50,7 +50,7 @@ def test_it_knows_the_words_of_its_level_and_tells_all_captions_apart(base: AnyS
     assert base.words == vocabulary("tiny")
     prompts = [caption["prompt"] for task in TASKS for caption in all_captions("tiny", task)]
     cond = base.encode_prompts(prompts)
-    for features in cond.kwargs.values():
+    for features in cond.tensors.values():
         distances = torch.pdist(features.flatten(1))
         # Far apart compared with the features themselves, not just by rounding.
         assert distances.min() > 0.05 * features.flatten(1).norm(dim=1).mean()

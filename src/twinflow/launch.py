@@ -50,6 +50,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             model.path,
             target_time=model.target_time,
             fake_time=model.fake_time,
+            call=model.call,
             dtype=DTYPES[model.dtype],
             device=device,
         )

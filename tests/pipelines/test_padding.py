@@ -38,8 +38,8 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_folding_is_the_stock_attention_in_every_layer(pair):
     (blocks, velocity, gradients), (folded_blocks, folded_velocity, folded_gradients) = map(run, pair)
-    words = pair[1].encode_prompts(PROMPTS).kwargs["encoder_hidden_states"].shape[1]
-    assert pair[0].encode_prompts(PROMPTS).kwargs["encoder_hidden_states"].shape[1] == words + 255
+    words = pair[1].encode_prompts(PROMPTS).tensors["encoder_hidden_states"].shape[1]
+    assert pair[0].encode_prompts(PROMPTS).tensors["encoder_hidden_states"].shape[1] == words + 255
     for (text, picture), (folded_text, folded_picture) in zip(blocks, folded_blocks, strict=True):
         assert_near(folded_picture, picture)
         if text is not None:  # the last layer has none
@@ -57,7 +57,7 @@ def test_stock_call_is_the_same_with_folding_and_branch(stock):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     before = stock(PROMPTS[:2], latents=noise, **call).images
     any_step = AnyStepPipeline(stock)
-    assert any_step.adapter.fold_padding
+    assert any_step.adapter.folds
     assert torch.equal(stock(PROMPTS[:2], latents=noise, **call).images, before)
     any_step(PROMPTS[:2])
     assert torch.equal(stock(PROMPTS[:2], latents=noise, **call).images, before)
@@ -67,12 +67,12 @@ def test_a_t5_that_says_something_is_not_folded(stock):
     stock.text_encoder_3 = copy.deepcopy(stock.text_encoder_3)
     torch.nn.init.ones_(stock.text_encoder_3.encoder.final_layer_norm.weight)
     any_step = AnyStepPipeline(stock)
-    assert not any_step.adapter.fold_padding
+    assert not any_step.adapter.folds
     cond = any_step.encode_prompts(PROMPTS)
     with torch.no_grad():
         embeds, _, pooled, _ = stock.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
-    assert torch.equal(cond.kwargs["encoder_hidden_states"], embeds)
-    assert torch.equal(cond.kwargs["pooled_projections"], pooled)
+    assert torch.equal(cond.tensors["encoder_hidden_states"], embeds)
+    assert torch.equal(cond.tensors["pooled_projections"], pooled)
     t5 = embeds[:, -256:]
     assert not torch.equal(t5, t5[:, :1].expand_as(t5))
 
@@ -82,16 +82,16 @@ def test_conditions_are_rows(any_step):
     assert len(cond) == len(PROMPTS)
     for i, prompt in enumerate(PROMPTS):  # rows do not depend on what they are encoded with
         alone, row = any_step.encode_prompts([prompt]), cond.take(torch.tensor([i]))
-        for name, value in alone.kwargs.items():
-            torch.testing.assert_close(row.kwargs[name], value, rtol=0, atol=1e-6)
+        for name, value in alone.tensors.items():
+            torch.testing.assert_close(row.tensors[name], value, rtol=0, atol=1e-6)
     order = torch.tensor([2, 0, 0])
     picked = cond.take(order)
     joined = Condition.concat([cond.take(order[:1]), cond.take(order[1:])])
     assert len(picked) == len(joined) == 3
-    for name, value in cond.kwargs.items():
-        assert torch.equal(picked.kwargs[name], value[order])
-        assert torch.equal(joined.kwargs[name], value[order])
-        assert torch.equal(cond.to("cpu").kwargs[name], value)
+    for name, value in cond.tensors.items():
+        assert torch.equal(picked.tensors[name], value[order])
+        assert torch.equal(joined.tensors[name], value[order])
+        assert torch.equal(cond.to("cpu").tensors[name], value)
 
 
 @pytest.mark.parametrize(("level", "count"), [("tiny", None), ("full", 300)])
@@ -101,7 +101,7 @@ def test_different_captions_give_different_conditions(pair, level, count):
     if count is not None:
         captions = random.Random(0).sample(captions, count)
     cond = pair[1].encode_prompts([*captions, ""])
-    for value in cond.kwargs.values():  # words and pooled features, each by itself
+    for value in cond.tensors.values():  # words and pooled features, each by itself
         rows = value.flatten(1).double()
         distances = torch.cdist(rows, rows) + 1e9 * torch.eye(len(rows), dtype=torch.float64)
         assert distances.min() > 1e-2

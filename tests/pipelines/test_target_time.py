@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines import target_time as tt
 
@@ -24,7 +25,7 @@ def row_times(*pairs: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def stock_velocity(transformer: nn.Module, x_t, t, cond) -> torch.Tensor:
     """What the stock pipeline computes, without a line of ours."""
-    return transformer(hidden_states=x_t, timestep=1000 * t, **cond.kwargs).sample
+    return transformer(hidden_states=x_t, timestep=1000 * t, **cond.tensors).sample
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def inputs(any_step):
 def test_identity_at_birth(tiny_pipeline, inputs, fake_time, dtype):
     stock = copy_of(tiny_pipeline)
     stock.transformer.to(dtype)
-    x_t, cond = inputs[0].to(dtype), type(inputs[1])({k: v.to(dtype) for k, v in inputs[1].kwargs.items()})
+    x_t, cond = inputs[0].to(dtype), type(inputs[1])({k: v.to(dtype) for k, v in inputs[1].tensors.items()})
     t, r = row_times(*TIMES)
     expected = stock_velocity(stock.transformer, x_t, t, cond)
     names = list(stock.transformer.state_dict())
@@ -252,7 +253,7 @@ def half_precision_run(any_step: AnyStepPipeline, how: str) -> dict[str, torch.T
     with torch.no_grad():
         if how == "weights":
             any_step.pipe.transformer.to(torch.bfloat16)
-            cond = type(cond)({name: value.bfloat16() for name, value in cond.kwargs.items()})
+            cond = type(cond)({name: value.bfloat16() for name, value in cond.tensors.items()})
             any_step.field(x_t, t, r, cond)
         else:
             with torch.autocast("cpu", torch.bfloat16):
@@ -286,5 +287,5 @@ def test_attaching_says_what_is_wrong(any_step):
         tt.attach_target_time(any_step.pipe.transformer)
     with pytest.raises(ValueError, match="'sideways'"):
         tt.attach_target_time(nn.Module(), fake_time="sideways")
-    with pytest.raises(ValueError, match=r"no time MLP found in Linear.*t_embedder"):
+    with pytest.raises(TwinflowError, match=r"no time MLP found in Linear.*t_embedder"):
         tt.attach_target_time(nn.Linear(1, 1))

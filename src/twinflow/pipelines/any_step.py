@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import target_time as tt
-from twinflow.pipelines.adapter import adapter_for
 from twinflow.pipelines.condition import Condition
+from twinflow.pipelines.families import adapter_for
 from twinflow.sampling import SamplerSettings, Style, make_schedule, sample, seeded_noise
 from twinflow.sampling.noise import RowGenerators
 from twinflow.sampling.settings import SettingOverrides, resolve_settings
@@ -32,8 +32,8 @@ CONFIG_FILE = "twinflow.json"
 class Generation:
     """What a call returns: pictures, the final latents (B, …) and the evaluations spent on each picture."""
 
-    images: list[Image.Image]
-    pixels: Tensor  # (B, 3, H, W) in [-1, 1]
+    images: list[Any]  # a picture each; of clips, a list of frames each
+    pixels: Tensor  # (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1]
     latents: Tensor
     nfe: int
 
@@ -66,12 +66,19 @@ class AnyStepPipeline:
     """
 
     def __init__(
-        self, pipe: Any, *, target_time: bool = True, fake_time: str = "negative", fold_padding: bool = True
+        self,
+        pipe: Any,
+        *,
+        target_time: bool = True,
+        fake_time: str = "negative",
+        call: Mapping[str, Any] | None = None,
+        fold_padding: bool = True,
     ):
         self.pipe = pipe
-        self.adapter = adapter_for(pipe, fold_padding=fold_padding)
+        self.adapter = adapter_for(pipe, fold_padding=fold_padding, call=call)
         if target_time and not tt.has_target_time(pipe.transformer):
-            tt.attach_target_time(pipe.transformer, fake_time=fake_time)
+            path = self.adapter.wiring.time_path
+            tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)
         # The words that the model was trained on, if they are known to be all: prompts are checked against them.
         self.words: list[str] | None = None
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
@@ -83,6 +90,7 @@ class AnyStepPipeline:
         *,
         target_time: bool = True,
         fake_time: str = "negative",
+        call: Mapping[str, Any] | None = None,
         fold_padding: bool = True,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -91,8 +99,10 @@ class AnyStepPipeline:
         model ("shapeworld-tiny").
 
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
-        the network's function is unchanged. Such a folder also says its own ``fake_time``. Only safetensors
-        are read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
+        the network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments
+        of the stock pipeline's call besides the prompt, such as ``{"height": 512, "width": 512}``: the size that
+        the pipeline is opened for. Only safetensors are read. Raises :class:`TwinflowError` for anything that is
+        not such a pipeline.
         """
         from diffusers import DiffusionPipeline
 
@@ -109,7 +119,7 @@ class AnyStepPipeline:
             what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
             raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
         pipe.to(device)
-        self = cls(pipe, target_time=target_time, fake_time=fake_time, fold_padding=fold_padding)
+        self = cls(pipe, target_time=target_time, fake_time=fake_time, call=call, fold_padding=fold_padding)
         self.words = config.get("words")
         if "fake_time" in config:
             _load_branch(pipe.transformer, folder / BRANCH_FILE)
@@ -137,8 +147,11 @@ class AnyStepPipeline:
         """The field of another set of weights: a deep copy of :attr:`network`, say an EMA or a frozen teacher."""
         return network
 
-    def encode_prompts(self, prompts: list[str]) -> Condition:
-        return self.adapter.encode_prompts(list(prompts))
+    def encode_prompts(
+        self, prompts: Sequence[str], *, images: Sequence[Image.Image] | None = None
+    ) -> Condition:
+        """Conditions of ``prompts``; where the pipeline edits, with the source picture ``images`` of each."""
+        return self.adapter.encode_prompts(prompts, images=images)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return self.adapter.encode_images(pixels)
@@ -255,7 +268,11 @@ def _load_branch(transformer: nn.Module, file: Path) -> None:
     transformer.load_state_dict(branch, strict=False)
 
 
-def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """Pictures of ``pixels`` (B, C, H, W) in [-1, 1], rounded to 8 bits; C is 1 or 3."""
+def to_pil(pixels: Tensor) -> list[Any]:
+    """Pictures of ``pixels`` (B, C, H, W) in [-1, 1], rounded to 8 bits; C is 1 or 3. Of clips (B, C, T, H, W), a
+    list of frames each.
+    """
+    if pixels.dim() == 5:
+        return [to_pil(clip.movedim(1, 0)) for clip in pixels]
     arrays = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]

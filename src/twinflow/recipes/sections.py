@@ -31,6 +31,8 @@ class Model(Section):
     part: Literal["transformer", "autoencoder", "text_encoders"] = "transformer"
     target_time: bool = True  # attach the branch for r; a plain flow-matching model needs none
     fake_time: Literal["negative", "sign"] = "negative"  # how the branch marks t < 0
+    # Arguments of the stock pipeline's call besides the prompt: {height: 512, width: 512, num_frames: 17, …}
+    call: dict[str, Any] = {}
     train: Literal["full"] = "full"
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored weights; train.precision is that of the maths
 

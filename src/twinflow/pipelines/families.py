@@ -1,0 +1,50 @@
+"""The few families that need more than what watching the pipeline tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinflow.pipelines.adapter import Adapter
+from twinflow.pipelines.condition import TOKENS, Condition
+from twinflow.pipelines.padding import FoldedPaddingAttention
+
+
+class FoldedStableDiffusion3(Adapter):
+    """Stable Diffusion 3 whose T5 is absent or silent: its many equal tokens are computed once."""
+
+    def __init__(self, pipe: Any, *, call: Mapping[str, Any] | None = None) -> None:
+        super().__init__(pipe, call=call)
+        self.padding_tokens = int((call or {}).get("max_sequence_length", 256))  # the stock call's default
+        tokens = super()._encode(["a"]).tensors[TOKENS][:, -self.padding_tokens :]
+        self.folds = _all_equal(tokens)
+        if self.folds:
+            pipe.transformer.set_attn_processor(FoldedPaddingAttention())
+
+    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
+        cond = super()._encode(prompts, image)
+        if not getattr(self, "folds", False):
+            return cond
+        tokens = cond.tensors[TOKENS]
+        kept = tokens[:, : tokens.shape[1] - self.padding_tokens + 1]
+        folded = {"joint_attention_kwargs": {"last_token_repeats": self.padding_tokens}}
+        return replace(cond, tensors=cond.tensors | {TOKENS: kept}, shared=cond.shared | folded)
+
+
+def _all_equal(tokens: Tensor) -> bool:
+    """Whether the tokens (B, L, D) of each row are all the same: no T5, or a silent one."""
+    return bool((tokens == tokens[:, :1]).all())
+
+
+FOLDING: dict[str, type[Adapter]] = {"StableDiffusion3Pipeline": FoldedStableDiffusion3}
+
+
+def adapter_for(pipe: Any, *, fold_padding: bool = True, call: Mapping[str, Any] | None = None) -> Adapter:
+    """The adapter of a stock pipeline; :class:`~twinflow.errors.TwinflowError` if there can be none."""
+    kind = FOLDING.get(type(pipe).__name__, Adapter) if fold_padding else Adapter
+    with torch.no_grad():
+        return kind(pipe, call=call)

@@ -1,0 +1,232 @@
+"""How a stock pipeline drives its transformer, found by watching it run (never by its name).
+
+A pipeline calls its transformer with the state, a time, and conditions. Which argument is which, how the time
+is scaled, and the sign of the velocity follow from a call of three steps without guidance: the state is the
+argument that equals the scheduler's sample, the time is the small one that changes with sigma, the sign is that
+of the scheduler's input against the network's output, and everything else is the condition.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinflow.errors import TwinflowError
+from twinflow.pipelines.time_path import TimePath, TimeRecorder, affine_fit
+from twinflow.pipelines.watching import PROBE_SIGMAS, NetworkCall, SchedulerStep, Watcher, run_stock
+
+# Two prompts of different lengths: what differs between one and two rows, and whether text is masked, shows.
+PROMPTS = ("a", "a longer prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """What :func:`discover` found. Times are ``offset + slope · t`` with t in [0, 1], 1 for noise."""
+
+    state: str  # argument that carries x_t
+    state_is_list: bool  # one tensor a row
+    state_has_tail: bool  # tokens of a source picture follow those of x_t
+    state_shape: tuple[int, ...]  # of one row of x_t, as the scheduler sees it
+    argument_shape: tuple[int, ...]  # of one row, as the transformer gets it
+    time: str
+    offset: float
+    slope: float
+    time_per_token: bool
+    sign: float  # velocity (noise minus data) = sign · output
+    rows: tuple[str, ...]  # arguments with one row, or entry, for each prompt
+    one_prompt_a_call: bool
+    call: dict[str, Any]  # arguments of the stock call, with guidance off
+    time_path: TimePath
+
+    def velocity_of(self, output: Any) -> Tensor:
+        """Velocity (B, …) of what the transformer returned."""
+        value = stacked(first(output))
+        value = (
+            value[:, : self.state_shape[0]] if self.state_has_tail else value.reshape(-1, *self.state_shape)
+        )
+        return self.sign * value
+
+
+def discover(pipe: Any, *, call: Mapping[str, Any] | None = None) -> Wiring:
+    """Watch ``pipe`` and say how it is driven.
+
+    ``call``: arguments of the stock call besides the prompt (height, width, num_frames, image, …).
+    :class:`TwinflowError` for a pipeline that is not a flow-matching transformer, with what was looked for.
+    """
+    check_kind(pipe)
+    reasons = []
+    for guidance in guidance_off(pipe):
+        arguments = {**guidance, **(call or {})}
+        for prompts in (PROMPTS, PROMPTS[-1:]):
+            try:
+                return _discover(pipe, prompts, arguments)
+            except _NotFound as problem:
+                reasons.append(str(problem))
+                break  # another way to switch guidance off may help, fewer prompts won't
+            except TwinflowError:
+                raise
+            except Exception as error:  # pipelines raise whatever a wrong call leads them to
+                if len(prompts) == 1 or "batch" not in str(error).lower():
+                    raise TwinflowError(_refusal(pipe, arguments, error)) from error
+    raise TwinflowError(
+        f"{type(pipe).__name__} can't be driven as a flow-matching model: {'; '.join(dict.fromkeys(reasons))}"
+    )
+
+
+def _refusal(pipe: Any, call: dict[str, Any], error: Exception) -> str:
+    said = f"{type(pipe).__name__} refuses the call {call}: {type(error).__name__}: {error}"
+    if "image" in inspect.signature(type(pipe).__call__).parameters and "image" not in call:
+        return f"{said}\nit may need a source picture: give one of the size to train at, call={{'image': …}}"
+    return said
+
+
+class _NotFound(Exception):
+    """Something that a flow-matching pipeline has was looked for and not found."""
+
+
+def check_kind(pipe: Any) -> None:
+    """Refuse what is not a flow-matching transformer pipeline, before it is run."""
+    name = type(pipe).__name__
+    if getattr(pipe, "transformer", None) is None:
+        parts: dict[str, Any] = getattr(pipe, "components", {})
+        networks = sorted(n for n, part in parts.items() if isinstance(part, torch.nn.Module))
+        raise TwinflowError(
+            f"{name} has no transformer (its networks: {', '.join(networks) or 'none'}): only diffusers pipelines "
+            "with a flow-matching transformer can be driven"
+        )
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise TwinflowError(
+            f"{name} has two transformers, one for early and one for late times: this version drives one"
+        )
+    config = getattr(pipe.scheduler, "config", None)
+    if config is None:
+        raise TwinflowError(f"{name} has no scheduler: the folder is not complete")
+    flow = type(pipe.scheduler).__name__.startswith("FlowM") or config.get("use_flow_sigmas")
+    if not flow and config.get("prediction_type") != "flow_prediction":
+        raise TwinflowError(
+            f"{name} is not a flow-matching pipeline: its {type(pipe.scheduler).__name__} expects "
+            f"prediction_type = {config.get('prediction_type')!r}; looked for a FlowMatch scheduler or "
+            "prediction_type = 'flow_prediction'"
+        )
+    network = pipe.transformer.config
+    native = [key for key in ("use_meanflow", "flow_map") if network.get(key)]
+    if native:
+        raise TwinflowError(
+            f"{type(pipe.transformer).__name__} has a target time of its own ({native[0]} = True in its "
+            "configuration): it generates in few steps already, and is not driven by this version"
+        )
+
+
+def guidance_off(pipe: Any) -> list[dict[str, Any]]:
+    """Ways to call ``pipe`` with one network evaluation a step, most likely first.
+
+    Guidance that is an input of the network (FLUX.1-dev, HunyuanVideo) keeps its default: it is a condition.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    off: dict[str, Any] = {"true_cfg_scale": 1.0} if "true_cfg_scale" in known else {}
+    if "guidance_scale" not in known or pipe.transformer.config.get("guidance_embeds") or off:
+        return [off]
+    return [{"guidance_scale": 1.0}, {"guidance_scale": 0.0}]  # Z-Image guides at every scale above 0
+
+
+def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiring:
+    watcher = Watcher()
+    with TimeRecorder(pipe.transformer) as recorder:
+        run_stock(pipe, prompts, call=call, watcher=watcher, steps=len(PROBE_SIGMAS))
+    calls, steps = watcher.calls, watcher.steps
+    if len(calls) != len(steps):
+        raise _NotFound(f"it makes {len(calls)} network calls in {len(steps)} steps, expected one a step")
+    state, has_tail = _find_state(calls[0], steps[0])
+    time, offset, slope = _find_time(calls, steps, state=state)
+    sample, arguments = steps[0].sample, calls[0].arguments
+    rows = tuple(
+        name
+        for name, value in arguments.items()
+        if name not in (state, time) and _has_rows(value, sample.shape[0])
+    )
+    wiring = Wiring(
+        state=state,
+        state_is_list=isinstance(arguments[state], (list, tuple)),
+        state_has_tail=has_tail,
+        state_shape=tuple(sample.shape[1:]),
+        argument_shape=tuple(stacked(arguments[state]).shape[1:]),
+        time=time,
+        offset=offset,
+        slope=slope,
+        time_per_token=arguments[time].dim() > 1,
+        sign=1.0,
+        rows=rows,
+        one_prompt_a_call=len(prompts) == 1,
+        call=call,
+        time_path=recorder.path(PROBE_SIGMAS, batch=sample.shape[0]),
+    )
+    velocity, used = wiring.velocity_of(calls[0].output).float(), steps[0].model_output.float()
+    sign = float(torch.sign((velocity * used).sum()))
+    if not torch.allclose(sign * velocity, used, atol=1e-4, rtol=1e-3):
+        raise _NotFound("what its scheduler gets is not plus or minus what its transformer returns")
+    return Wiring(**{**wiring.__dict__, "sign": sign})
+
+
+def _find_state(call: NetworkCall, step: SchedulerStep) -> tuple[str, bool]:
+    """The argument that carries the scheduler's sample, and whether other tokens follow it."""
+    sample = step.sample.float()
+    for name, value in call.arguments.items():
+        tensor = stacked(value)
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        if tensor.numel() == sample.numel() and _close(tensor.reshape(sample.shape), sample):
+            return name, False
+        tokens = sample.shape[1]
+        longer = tensor.dim() == sample.dim() == 3 and tensor.shape[1] > tokens
+        if longer and tensor.shape[::2] == sample.shape[::2] and _close(tensor[:, :tokens], sample):
+            return name, True
+    raise _NotFound(
+        f"none of its transformer's arguments ({', '.join(call.arguments)}) equals the scheduler's sample of "
+        f"shape {tuple(sample.shape)}"
+    )
+
+
+def _find_time(
+    calls: list[NetworkCall], steps: list[SchedulerStep], *, state: str
+) -> tuple[str, float, float]:
+    """The argument that is an affine function of sigma, its value at 0 and its slope."""
+    batch = steps[0].sample.shape[0]
+    for name, value in calls[0].arguments.items():
+        if name == state or not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch:
+            continue
+        values = [float(call.arguments[name].flatten()[-1]) for call in calls]
+        affine = affine_fit([step.sigma for step in steps], values)
+        if affine is not None:
+            return name, *affine
+    raise _NotFound(
+        f"none of its transformer's arguments ({', '.join(calls[0].arguments)}) is an affine function of the time"
+    )
+
+
+def _has_rows(value: Any, batch: int) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() > 0 and value.shape[0] == batch
+    return isinstance(value, list) and len(value) == batch
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.float(), other, atol=1e-2)
+
+
+def stacked(value: Any) -> Any:
+    """A tensor, or a list of equal tensors as one; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in value):
+        return None
+    return torch.stack(list(value)) if len({entry.shape for entry in value}) == 1 else None
+
+
+def first(output: Any) -> Any:
+    """The first thing that the transformer returned."""
+    return output[0] if isinstance(output, tuple) else output.sample
