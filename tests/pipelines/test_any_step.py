@@ -98,14 +98,18 @@ def test_settings_are_those_of_the_sampler(trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": [1, 2]}, "3 prompts need as many seeds, got 2"),
+        ({"seeds": [1, 2]}, "3 pictures need as many seeds, got 2"),
         ({"seeds": []}, "got 0"),
         ({"nfe": 0}, "nfe must be .* at least 1, got 0"),
         ({"nfe": 1.5}, "got 1.5"),
         ({"nfe": 3, "guidance": 2.0}, "even with guidance 2.0.*got 3"),
         ({"guidance": float("nan")}, "guidance must be a finite number"),
         ({"style": "leisurely"}, "style must be one of few, any, multi, got 'leisurely'"),
-        ({"batch_size": 0}, "batch_size of at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 1 and 0"),
+        ({"num_images_per_prompt": 0}, "at least 1, got 0 and"),
+        ({"seed": -1}, "whole numbers from 0 to .*got -1"),
+        ({"seeds": [0, -7, 1]}, "got -7"),
+        ({"output_type": "jpeg"}, "got 'jpeg'"),
         ({"nfe": 2, "gaps": (0.5, 0.5)}, "gaps must leave room"),
     ],
 )
@@ -120,7 +124,7 @@ def test_errors_come_before_anything_runs(any_step, options, message):
             any_step(PROMPTS, **options)
         with pytest.raises(TypeError, match="unknown sampler setting gap"):
             any_step(PROMPTS, gap=1)
-        with pytest.raises(ValueError, match="need a prompt"):
+        with pytest.raises(ValueError, match="at least one prompt"):
             any_step([])
     finally:
         for handle in handles:
@@ -150,3 +154,31 @@ def test_pictures_are_rounded_to_the_nearest_of_256_levels():
         assert image.mode == "RGB"
         assert list(image.getdata(0)) == levels.tolist()
     assert to_pil(pixels[:, :1])[0].mode == "L"
+
+
+def test_pictures_come_in_the_form_that_is_asked_for(trained):
+    drawn = trained(PROMPTS[:2], nfe=2, seed=3)
+    assert drawn.images[0].size == (16, 16)
+    tensors = trained(PROMPTS[:2], nfe=2, seed=3, output_type="pt")
+    assert torch.equal(tensors.images, (drawn.pixels + 1) / 2)
+    arrays = trained(PROMPTS[:2], nfe=2, seed=3, output_type="np").images
+    assert arrays.shape == (2, 16, 16, 3)
+    latents = trained(PROMPTS[:2], nfe=2, seed=3, output_type="latent")
+    assert torch.equal(latents.images, drawn.latents)
+    with pytest.raises(ValueError, match="decodes nothing"):
+        _ = latents.pixels
+
+
+def test_several_pictures_of_a_prompt_have_consecutive_seeds(trained):
+    several = trained(PROMPTS[:2], num_images_per_prompt=2, seed=5)
+    single = trained([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], seeds=[5, 6, 7, 8])
+    assert torch.equal(several.pixels, single.pixels)
+
+
+def test_a_callback_sees_every_step(trained):
+    seen = []
+    result = trained(
+        PROMPTS[:1], nfe=3, callback=lambda number, step: seen.append((number, step.nfe, step.x_hat))
+    )
+    assert [entry[:2] for entry in seen] == [(0, 1), (1, 2), (2, 3)]
+    assert torch.equal(seen[-1][2], result.latents)

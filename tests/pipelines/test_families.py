@@ -273,3 +273,28 @@ def test_conditions_of_different_sizes_or_models_are_not_joined():
         Condition.concat([small, large])
     with pytest.raises(ValueError, match="different transformers"):
         Condition.concat([small, opened(FAMILIES["zimage"]).encode_prompts(["a"])])
+
+
+def test_guidance_of_a_guidance_distilled_model_is_refused():
+    any_step = opened(FAMILIES["flux"])
+    with pytest.raises(ValueError, match="take its guidance as an input"):
+        any_step(PROMPTS[:1], nfe=4, guidance=3.0, style="multi")
+
+
+def test_an_edit_is_drawn_from_its_source_and_not_without():
+    any_step = opened(FAMILIES["qwen_edit"])
+    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    with pytest.raises(ValueError, match="edits pictures"):
+        any_step(PROMPTS[:1])
+    drawn = any_step(["a"] * 2, images=[red, blue], seeds=[4, 4]).pixels
+    assert not torch.equal(drawn[0], drawn[1])
+    guided = any_step("a", images=red, nfe=4, guidance=3.0, style="multi")
+    assert guided.pixels.isfinite().all()
+
+
+def test_clips_are_lists_of_frames():
+    any_step = opened(FAMILIES["wan"])
+    drawn = any_step(PROMPTS[:2], nfe=2)
+    assert [len(clip) for clip in drawn.images] == [5, 5]
+    assert drawn.images[0][0].size == (32, 32)
+    assert any_step(PROMPTS[:2], nfe=2, output_type="pt").images.shape == (2, 5, 3, 32, 32)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,22 +19,10 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.families import adapter_for
-from twinflow.sampling import SamplerSettings, Style, make_schedule, sample, seeded_noise
-from twinflow.sampling.noise import RowGenerators
-from twinflow.sampling.settings import SettingOverrides, resolve_settings
+from twinflow.pipelines.generation import Generation, generate
 
 BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
-
-
-@dataclass
-class Generation:
-    """What a call returns: pictures, the final latents (B, …) and the evaluations spent on each picture."""
-
-    images: list[Any]  # a picture each; of clips, a list of frames each
-    pixels: Tensor  # (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1]
-    latents: Tensor
-    nfe: int
 
 
 class AnyStepNetwork(nn.Module):
@@ -131,6 +118,16 @@ class AnyStepPipeline:
         return tt.has_target_time(self.pipe.transformer)
 
     @property
+    def edits(self) -> bool:
+        """Whether every prompt comes with a source picture, whose tokens the network sees."""
+        return self.adapter.wiring.state_has_tail
+
+    @property
+    def guidance_is_an_input(self) -> bool:
+        """Whether the network was distilled to take the guidance scale as an input."""
+        return bool(self.pipe.transformer.config.get("guidance_embeds"))
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
@@ -159,59 +156,28 @@ class AnyStepPipeline:
     def decode(self, latents: Tensor) -> Tensor:
         return self.adapter.decode(latents)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        nfe: int = 1,
-        seeds: Sequence[int] | int = 0,
-        guidance: float | None = None,
-        negative_prompt: str = "",
-        style: Style = "few",
-        settings: SamplerSettings | None = None,
-        generator: RowGenerators | None = None,
-        batch_size: int = 256,
-        **overrides: Any,
-    ) -> Generation:
-        """Draw one picture a prompt with ``nfe`` network evaluations each.
+    def __call__(self, prompts: str | Sequence[str], **options: Any) -> Generation:
+        """Draw one picture, or make one clip, for each prompt.
 
-        ``seeds``: one an image, or the first of consecutive ones; the same seed gives the same picture in any
-        batch. ``guidance`` above 1 is classifier-free guidance (two evaluations a step) and is for models that
-        were not trained by TwinFlow. The other arguments are those of :func:`twinflow.sampling.sample`.
+        ``nfe``: network evaluations of each, 1 by default. ``seed``: of the first picture, the next has the
+        next; or ``seeds``, one for each. The same seed gives the same picture in any batch. ``images``: the
+        source picture of each prompt, where the pipeline edits. ``num_images_per_prompt``; ``batch_size``: how
+        many are drawn together. ``output_type``: "pil", "pt", "np" or "latent". ``callback(number, step)``
+        after each step, with the :class:`twinflow.sampling.sampler.SamplingStep`.
+
+        ``guidance`` above 1 is classifier-free guidance against ``negative_prompt`` (two evaluations a step),
+        for models that TwinFlow did not train. ``style``, ``settings``, ``generator`` and single settings are
+        those of :func:`twinflow.sampling.sample`.
 
         Raises ``ValueError`` with the value and the remedy, before anything runs.
+
+        >>> pipe("a red circle", nfe=1, seed=0).images[0].save("circle.png")  # doctest: +SKIP
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
-        if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        if not prompts or batch_size < 1:
-            raise ValueError(f"need a prompt and a batch_size of at least 1, got {prompts} and {batch_size}")
-        if guidance is not None:
-            overrides["guidance"] = guidance
-        given = cast(SettingOverrides, overrides)
-        resolved = resolve_settings(nfe=nfe, style=style, settings=settings, overrides=given)
-        make_schedule(nfe, resolved)  # its errors belong here, before the prompts are encoded
-        uncond = self.encode_prompts([negative_prompt]) if resolved.guided else None
-        latents = []
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
-            noise = seeded_noise(self.latent_shape, seeds[rows]).to(self.device)
-            latents.append(
-                sample(
-                    self.field,
-                    noise,
-                    self.encode_prompts(prompts[rows]),
-                    nfe=nfe,
-                    uncond=uncond,
-                    settings=resolved,
-                    generator=generator[rows] if isinstance(generator, Sequence) else generator,
-                )
-            )
-        all_latents = torch.cat(latents)
-        pixels = torch.cat([self.decode(part) for part in all_latents.split(batch_size)])
-        return Generation(images=to_pil(pixels), pixels=pixels, latents=all_latents, nfe=nfe)
+        return generate(self, prompts, **options)
+
+    def compile(self, **options: Any) -> None:
+        """``torch.compile`` the network in place; ``options`` are those of ``torch.nn.Module.compile``."""
+        self.network.compile(**options)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a lossless any-step checkpoint: a stock pipeline folder, the branch beside it, and a small JSON.
@@ -266,13 +232,3 @@ def _load_branch(transformer: nn.Module, file: Path) -> None:
             f"{file} does not fit this transformer, it is from another one: {', '.join(sorted(wrong))}"
         )
     transformer.load_state_dict(branch, strict=False)
-
-
-def to_pil(pixels: Tensor) -> list[Any]:
-    """Pictures of ``pixels`` (B, C, H, W) in [-1, 1], rounded to 8 bits; C is 1 or 3. Of clips (B, C, T, H, W), a
-    list of frames each.
-    """
-    if pixels.dim() == 5:
-        return [to_pil(clip.movedim(1, 0)) for clip in pixels]
-    arrays = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
