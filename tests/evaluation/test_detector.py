@@ -12,19 +12,16 @@ from twinflow.data.shapeworld import LEVELS, SceneObject, draw_scene, evaluation
 from twinflow.data.shapeworld.dataset import EVAL_STREAM
 from twinflow.data.shapeworld.world import PALETTE
 from twinflow.evaluation.detector import (
-    SUPERSAMPLE,
     DetectorSettings,
     ShapeDetector,
-    blurred,
     color_spread,
     denoise,
     noise_level,
     ray_distance,
     remove_tint,
-    soft_iou,
-    templates,
-    unit_moments,
 )
+from twinflow.evaluation.scoring import score_detections
+from twinflow.evaluation.shape_fit import SUPERSAMPLE, blurred, soft_iou, templates, unit_moments
 
 FULL = get_level("full")
 
@@ -112,7 +109,7 @@ def test_finds_nothing_in_noise_and_in_empty_pictures(level):
     junk += [rng.uniform(size=shape), rng.integers(0, 2, shape), np.zeros(shape), np.ones(shape)]
     junk += [np.full(shape, 0.5), np.broadcast_to(np.array(PALETTE["red"]), shape)]
     junk += [np.linspace(0, 1, 32)[:, None, None] * np.ones(shape)]
-    assert [detector.detect(picture) for picture in junk] == [[]] * len(junk)
+    assert [[f for f in detector.detect(picture) if f.clear] for picture in junk] == [[]] * len(junk)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -253,9 +250,46 @@ def test_color_spread_is_zero_for_shades_of_one_color_and_not_for_two():
     assert color_spread(np.stack([red, blue]), red) > DetectorSettings().spread
 
 
-def test_a_circle_of_two_colors_is_no_object():
+def test_a_circle_of_two_colors_is_no_clear_object():
     """Either half alone has no shape of this world, and together they have no one colour."""
     picture = render([SceneObject("circle", "yellow", 16, 16, 7)], FULL)
     other = render([SceneObject("circle", "green", 16, 16, 7)], FULL)
     picture[::2] = other[::2]
-    assert ShapeDetector("full").detect(picture) == []
+    (found,) = ShapeDetector("full").detect(picture)
+    assert (found.class_name, found.color, found.clear) == ("circle", None, False)
+
+
+def blended_circle(one: str, other: str, *, cx: float, cy: float, radius: float = 5.0) -> np.ndarray:
+    """A picture of a circle whose colour runs from one colour to another, (32, 32, 3)."""
+    rows, columns = np.mgrid[:32, :32] + 0.5
+    share = np.clip((columns - cx + radius) / (2 * radius), 0, 1)[..., None]
+    mask = np.hypot(columns - cx, rows - cy) <= radius
+    image = np.full((32, 32, 3), 0.5)
+    image[mask] = ((1 - share) * PALETTE[one] + share * PALETTE[other])[mask]
+    return image
+
+
+@pytest.mark.parametrize(
+    "colors", [("red", "yellow"), ("white", "yellow"), ("green", "blue"), ("red", "white")]
+)
+def test_an_object_of_blended_colours_is_there_but_not_clear(colors):
+    (found,) = ShapeDetector("tiny").detect(blended_circle(*colors, cx=16, cy=16))
+    assert not found.clear
+    assert found.color is None
+    assert found.class_name == "circle"
+    np.testing.assert_allclose(found.box, (11, 11, 21, 21), atol=1.5)
+
+
+def test_a_blended_circle_beside_three_is_one_too_many():
+    scene = [
+        SceneObject(shape="circle", color="red", x=x, y=y, radius=4.0) for x, y in ((7, 7), (24, 7), (7, 24))
+    ]
+    caption = next(c for c in evaluation_suite("tiny", 200) if c["prompt"] == "a photo of three circles")
+    picture = render(scene, "tiny")
+    detector = ShapeDetector("tiny")
+    assert score_detections(detector.detect(picture), caption).strict
+    blend = blended_circle("white", "yellow", cx=24, cy=24)
+    picture = np.where(blend == 0.5, picture, blend)
+    verdict = score_detections(detector.detect(picture), caption)
+    assert not verdict.correct
+    assert "found 4" in verdict.reason

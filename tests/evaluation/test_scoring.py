@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_exclude_limits_the_count():
     caption = metadata({"class": "ring", "count": 2}, exclude=[{"class": "ring", "count": 3}])
     outcomes = [score_detections([thing("ring")] * n, caption).correct for n in range(5)]
     assert outcomes == [False, False, True, False, False]
+
+
+def test_an_unclear_object_is_one_too_many_and_never_what_was_asked_for():
+    need = metadata({"class": "cup", "count": 2}, exclude=[{"class": "cup", "count": 3}], tag="counting")
+    two, blend = [thing("cup"), thing("cup")], replace(thing("cup"), clear=False)
+    assert score_detections(two, need).strict
+    assert not score_detections([*two, blend], need).correct
+    assert not score_detections([two[0], blend], need).correct
+    without_limit = metadata({"class": "cup", "count": 2})
+    verdict = score_detections([*two, blend], without_limit)
+    assert verdict.correct
+    assert not verdict.strict
 
 
 def test_only_the_most_confident_objects_are_asked_for_their_color():

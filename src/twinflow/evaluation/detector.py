@@ -7,18 +7,16 @@ own shapes fit it. A detection's score is the soft intersection over union of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from scipy import ndimage
 
 from twinflow.data.shapeworld import LEVELS, Level, get_level
-from twinflow.data.shapeworld.scenes import inside
 from twinflow.data.shapeworld.world import BACKGROUND
 from twinflow.evaluation.scoring import Detection
+from twinflow.evaluation.shape_fit import blurred, soft_iou, templates, unit_moments
 
 GRAY = np.array(BACKGROUND)
-SUPERSAMPLE = 4  # of the shapes that are fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,7 @@ class Region:
 
     mask: np.ndarray  # (H, W) bool
     color: int  # index into the palette
+    blob: int  # number of the connected foreground that it is a part of
 
 
 class ShapeDetector:
@@ -78,40 +77,52 @@ class ShapeDetector:
         pixels = np.clip(np.asarray(image, dtype=np.float64), 0.0, 1.0)
         pixels, smoothing = denoise(pixels, self.settings.noise, self.level.scale)
         offset = remove_tint(pixels, self.settings.tint)  # (H, W, 3) from gray
-        regions = self._regions(offset)
+        blobs = self._blobs(offset)
+        regions = [region for k, blob in enumerate(blobs) for region in self._regions(offset, blob, k)]
         taken = [region.mask for region in regions]
-        found = []
+        found, explained = [], set()
         for i, region in enumerate(regions):
             neighbours = np.any(taken[:i] + taken[i + 1 :], axis=0) if len(regions) > 1 else None
             detection = self._identify(offset, region, neighbours, smoothing)
             if detection is not None:
                 found.append(detection)
+                explained.add(region.blob)
+        for k, blob in enumerate(blobs):
+            if k not in explained and (unclear := self._unclear(offset, blob, smoothing)):
+                found.append(unclear)
         return sorted(found, key=lambda d: -d.score)[: self.settings.max_objects]
 
-    def _regions(self, offset: np.ndarray) -> list[Region]:
-        """Connected foreground, split where objects of different colours touch."""
+    def _blobs(self, offset: np.ndarray) -> list[np.ndarray]:
+        """Masks of connected foreground."""
+        components, count = ndimage.label(np.linalg.norm(offset, axis=-1) > self.settings.foreground)
+        masks = [components == k for k in range(1, count + 1)]
+        return [mask for mask in masks if mask.sum() >= self._least_pixels]
+
+    @property
+    def _least_pixels(self) -> float:
+        return 0.6 * self.settings.area * self.level.scale**2
+
+    def _regions(self, offset: np.ndarray, mask: np.ndarray, blob: int) -> list[Region]:
+        """A blob, split where objects of different colours touch."""
         distance = np.linalg.norm(offset, axis=-1)
-        components, count = ndimage.label(distance > self.settings.foreground)
-        least = 0.6 * self.settings.area * self.level.scale**2
-        regions: list[Region] = []
-        for k in range(1, count + 1):
-            mask = components == k
-            if mask.sum() < least:
-                continue
-            errors = ray_distance(offset[mask], self.rays)  # (P, C)
-            present = self._colors_present(errors)
-            if not present:  # washed out: the colour of its strongest pixels, which may still prove too far
-                strongest = offset[mask & (distance >= np.quantile(distance[mask], 0.7))]
-                present = [int(ray_distance(np.median(strongest, 0), self.rays).argmin())]
-            if len(present) == 1:
-                regions.append(Region(mask=mask, color=present[0]))
-                continue
-            nearest = np.full(mask.shape, -1)
-            nearest[mask] = np.array(present)[errors[:, present].argmin(-1)]
-            for color in present:
-                pieces, pieces_count = ndimage.label(nearest == color)
-                masks = (pieces == j for j in range(1, pieces_count + 1))
-                regions += [Region(mask=piece, color=color) for piece in masks if piece.sum() >= least]
+        errors = ray_distance(offset[mask], self.rays)  # (P, C)
+        present = self._colors_present(errors)
+        if not present:  # washed out: the colour of its strongest pixels, which may still prove too far
+            strongest = offset[mask & (distance >= np.quantile(distance[mask], 0.7))]
+            present = [int(ray_distance(np.median(strongest, 0), self.rays).argmin())]
+        if len(present) == 1:
+            return [Region(mask=mask, color=present[0], blob=blob)]
+        nearest = np.full(mask.shape, -1)
+        nearest[mask] = np.array(present)[errors[:, present].argmin(-1)]
+        regions = []
+        for color in present:
+            pieces, count = ndimage.label(nearest == color)
+            masks = [pieces == j for j in range(1, count + 1)]
+            regions += [
+                Region(mask=piece, color=color, blob=blob)
+                for piece in masks
+                if piece.sum() >= self._least_pixels
+            ]
         return regions
 
     def _colors_present(self, errors: np.ndarray) -> list[int]:
@@ -139,9 +150,7 @@ class ShapeDetector:
             return None
         if color_spread(offset[window][own], color) > self.settings.spread:
             return None
-        area = alpha.sum()
-        least, most = self.settings.area * self.level.scale**2, self.settings.area_share * offset[..., 0].size
-        if not least <= area <= most:
+        if not self._right_size(alpha, offset):
             return None
         shape, box, score = self._fit(alpha, mine, own, window, smoothing)
         if score < self.settings.score:
@@ -154,6 +163,29 @@ class ShapeDetector:
             score=score,
             color=self.colors[int(distance.argmin())] if known else None,
         )
+
+    def _unclear(self, offset: np.ndarray, blob: np.ndarray, smoothing: float) -> Detection | None:
+        """A shape in which no object of one colour was recognised: its colours are blended."""
+        window = bounding_window(blob, margin=2)
+        own = blob[window]
+        distance = np.linalg.norm(offset[window], axis=-1)
+        solid = float(np.quantile(distance[own], 0.7))
+        core = offset[window][own & (distance >= solid)].mean(0)
+        ray = self.rays[(self.rays @ core / np.linalg.norm(self.rays, axis=-1)).argmax()]
+        if core @ ray < self.settings.contrast * (ray @ ray):
+            return None  # a ghost
+        mine = ndimage.binary_dilation(ndimage.binary_fill_holes(own))
+        alpha = np.where(mine, np.clip(distance / solid, 0, 1), 0.0)
+        if not self._right_size(alpha, offset):
+            return None
+        shape, box, score = self._fit(alpha, mine, own, window, smoothing)
+        if score < self.settings.score:
+            return None
+        return Detection(class_name=shape, box=box, score=score, clear=False)
+
+    def _right_size(self, alpha: np.ndarray, offset: np.ndarray) -> bool:
+        least, most = self.settings.area * self.level.scale**2, self.settings.area_share * offset[..., 0].size
+        return bool(least <= alpha.sum() <= most)
 
     def _fit(
         self,
@@ -239,63 +271,3 @@ def color_spread(offset: np.ndarray, color: np.ndarray) -> float:
     """Mean distance of pixels (P, 3) from the line of ``color`` (3,) through gray: blobs of noise have many."""
     share = offset @ color / (color @ color)
     return float(np.linalg.norm(offset - share[:, None] * color, axis=-1).mean())
-
-
-@dataclass(frozen=True)
-class Moments:
-    area: float
-    x: float
-    y: float
-
-
-@cache
-def unit_moments(shape: str) -> Moments:
-    """Area and centroid of the shape of radius 1."""
-    grid = np.linspace(-1.05, 1.05, 841)
-    x, y = np.meshgrid(grid, grid)
-    mask = inside(shape, x, y)
-    return Moments(float(mask.mean()) * 2.1**2, float(x[mask].mean()), float(y[mask].mean()))
-
-
-def templates(
-    shapes: tuple[str, ...], xs: np.ndarray, ys: np.ndarray, radii: np.ndarray, window: tuple[int, ...]
-) -> np.ndarray:
-    """Coverage (S, R, h, w) of the window's pixels by the shapes, as the renderer draws them."""
-    height, width = window
-    rows, columns = ((np.arange(n * SUPERSAMPLE) + 0.5) / SUPERSAMPLE for n in (height, width))
-    x = (columns - xs[..., None]) / radii[..., None]  # (S, R, w * SUPERSAMPLE)
-    y = (rows - ys[..., None]) / radii[..., None]
-    masks = np.stack([inside(s, x[i, :, None, :], y[i, :, :, None]) for i, s in enumerate(shapes)])
-    return _pooling(height) @ masks.astype(np.float32) @ _pooling(width).T
-
-
-@cache
-def _pooling(length: int) -> np.ndarray:
-    """Mean over SUPERSAMPLE neighbours as a matrix (length, length * SUPERSAMPLE): products beat reductions."""
-    return np.kron(np.eye(length, dtype=np.float32), np.full((1, SUPERSAMPLE), 1 / SUPERSAMPLE, np.float32))
-
-
-def blurred(images: np.ndarray, widths: list[float]) -> np.ndarray:
-    """Gaussian blurs (B, …, h, w) of (…, h, w) with nothing outside; matrices, since the windows are small."""
-    height, width = images.shape[-2:]
-    return np.stack([_gaussian(height, w) @ images @ _gaussian(width, w) for w in widths])
-
-
-@cache
-def _gaussian(length: int, width: float) -> np.ndarray:
-    if width < 0.05:
-        return np.eye(length, dtype=np.float32)
-    offsets = np.arange(length)[:, None] - np.arange(length)
-    reach = np.arange(-np.ceil(4 * width), np.ceil(4 * width) + 1)
-    kernel = np.exp(-0.5 * (offsets / width) ** 2) / np.exp(-0.5 * (reach / width) ** 2).sum()
-    return kernel.astype(np.float32)
-
-
-def soft_iou(alpha: np.ndarray, fits: np.ndarray) -> np.ndarray:
-    """Soft intersection over union (…) of ``alpha`` (h, w) with ``fits`` (…, h, w) at their best contrast."""
-    flat, target = fits.reshape(-1, alpha.size), alpha.ravel().astype(np.float32)
-    squared = np.maximum(np.einsum("kp,kp->k", flat, flat), 1e-9)
-    contrast = np.clip(flat @ target / squared, 0.6, 1.1)
-    flat = flat * contrast[:, None]
-    shared = np.minimum(target, flat).sum(1)
-    return (shared / (target.sum() + flat.sum(1) - shared)).reshape(fits.shape[:-2])

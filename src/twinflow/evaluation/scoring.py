@@ -34,6 +34,9 @@ class Detection:
     box: Box
     score: float  # in [0, 1]
     color: str | None = None  # None: not asked, or none of the known colours
+    clear: bool = (
+        True  # False: an object of blended colours; it is one too many, but never what was asked for
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,11 @@ def score_detections(detections: Iterable[Detection], metadata: Metadata) -> Ver
     must hold too.
     """
     by_class: dict[str, list[Detection]] = {}
+    present: Counter[str] = Counter()  # with those that are not clear
     for found in sorted(detections, key=lambda d: -d.score):
-        by_class.setdefault(found.class_name, []).append(found)
+        present[found.class_name] += 1
+        if found.clear:
+            by_class.setdefault(found.class_name, []).append(found)
 
     failures: list[str] = []
     groups: list[list[Detection] | None] = []  # objects of each clause, None where it does not hold
@@ -82,7 +88,7 @@ def score_detections(detections: Iterable[Detection], metadata: Metadata) -> Ver
         groups.append(None if failure else group)
         failures += [failure] if failure else []
     for limit in metadata.get("exclude", ()):
-        count = len(by_class.get(limit["class"], ()))
+        count = present[limit["class"]]
         if count >= limit["count"]:
             failures.append(f"expected {limit['class']}<{limit['count']}, found {count}")
 
@@ -90,7 +96,7 @@ def score_detections(detections: Iterable[Detection], metadata: Metadata) -> Ver
     asked: dict[str, int] = {}
     for need in metadata["include"]:
         asked[need["class"]] = max(need["count"], asked.get(need["class"], 0))
-    exact = {name: len(group) for name, group in by_class.items()} == asked
+    exact = dict(present) == asked
     return Verdict(correct=correct, strict=correct and exact, reason="\n".join(failures))
 
 
