@@ -18,6 +18,7 @@ from torch import Tensor
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.latents import LatentCodec, find_codec
+from twinflow.pipelines.single_frame import use_single_frames
 from twinflow.pipelines.watching import Stop, Watcher, run_stock
 from twinflow.pipelines.wiring import PROMPTS, Wiring, discover
 
@@ -34,6 +35,7 @@ class Adapter:
     def __init__(self, pipe: Any, *, call: Mapping[str, Any] | None = None) -> None:
         self.pipe = pipe
         self.wiring: Wiring = discover(pipe, call=call)
+        use_single_frames(getattr(pipe, "vae", None))
         known = inspect.signature(type(pipe.transformer).forward).parameters
         self._plain_output = {"return_dict": False} if "return_dict" in known else {}
 
