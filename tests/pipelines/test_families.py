@@ -298,3 +298,52 @@ def test_clips_are_lists_of_frames():
     assert [len(clip) for clip in drawn.images] == [5, 5]
     assert drawn.images[0][0].size == (32, 32)
     assert any_step(PROMPTS[:2], nfe=2, output_type="pt").images.shape == (2, 5, 3, 32, 32)
+
+
+def test_a_deep_copy_has_a_branch_of_its_own(family):
+    any_step = train_branch(opened(family))
+    twin = copy.deepcopy(any_step.network)
+    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
+    t, r = torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3)
+    with torch.no_grad():
+        before = twin(x, t, r, cond)
+        torch.testing.assert_close(before, any_step.field(x, t, r, cond), rtol=1e-5, atol=1e-6)
+        for value in tt.target_time_state_dict(any_step.pipe.transformer).values():
+            value.add_(1.0)
+        assert torch.equal(twin(x, t, r, cond), before)
+        assert not torch.allclose(any_step.field(x, t, r, cond), before)
+
+
+def test_recomputing_activations_changes_no_gradient(family):
+    any_step = train_branch(opened(family))
+    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
+    t, r = torch.tensor([1.0, 0.5, -0.25]), torch.tensor([0.0, 0.5, -0.25])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        any_step.network.zero_grad()
+        any_step.field(x, t, r, cond).square().mean().backward()
+        named = any_step.network.named_parameters()
+        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    plain = gradients()
+    assert any("target_embedder" in name for name in plain)
+    any_step.pipe.transformer.enable_gradient_checkpointing()
+    any_step.pipe.transformer.train()  # diffusers recomputes in training mode only; there is no dropout
+    largest = max(float(gradient.abs().max()) for gradient in plain.values())
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6 * largest)
+
+
+# The transformer of Lumina 2 decides by the values of its mask whether to use it, which no graph can hold.
+@pytest.mark.parametrize("name", ["flux", "qwen", "zimage", "wan"])
+def test_compiles_to_one_graph_for_all_times(name):
+    any_step = train_branch(opened(FAMILIES[name]))
+    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
+    t, r = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 0.1])
+    torch._dynamo.reset()
+    compiled = torch.compile(any_step.network, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x, t, r, cond), any_step.field(x, t, r, cond))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert torch.equal(compiled(x, -t, -t, cond), any_step.field(x, -t, -t, cond))
+    torch._dynamo.reset()
