@@ -67,17 +67,22 @@ def twinflow_loss(
         x_t = col(u) * z + (1 - col(u)) * data
         v = z - data
 
+        # The field's own velocity in rows that jump, other than tangent ones.
+        f_c = guide(x_t, t, t, cond)
+        tangent = torch.tensor([role == "tangent" for role in roles])
+        distilled = (t - r >= s.delta) & ~fake & ~tangent & (s.jump_velocity == "field")
+        v_hat = torch.where(col(distilled), f_c, v)
+
         # Guidance.
         if s.guidance > 0:
-            f_c = guide(x_t, t, t, cond)
             f_u = guide(x_t, t, t, uncond.expand(count, -1))
-            guided = v + s.guidance * (f_c - f_u)
+            guided = v_hat + s.guidance * (f_c - f_u)
             if s.image_free and s.teacher == "frozen":
                 guided = f_u + s.guidance * (f_c - f_u)
             inside = (t > s.guidance_range[0]) & (t < s.guidance_range[1]) & ~fake
-            v_hat = torch.where(col(inside), guided, v)
-        else:
-            v_hat = v
+            if s.teacher != "frozen":
+                inside &= ~distilled
+            v_hat = torch.where(col(inside), guided, v_hat)
 
     prediction = field(x_t, t, r, cond)
 

@@ -30,6 +30,7 @@ CHOICES: dict[str, list[Any]] = {
     "delta": [0.01, 0.1],
     "any_step_span": [1.0, 0.6, 0.02],
     "tangent_gap": [0.05, 0.0],
+    "jump_velocity": ["data", "field"],
     "time": [{"kind": "uniform"}, {"kind": "uniform", "scale": 0.8}],
     "lockstep": [False, True],
     "roles": [
@@ -77,7 +78,7 @@ def assert_equals_oracle(objective: TwinFlow, rows: int, *, seed: int) -> None:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("rows", "config"), list(configurations(150)))
+@pytest.mark.parametrize(("rows", "config"), list(configurations(200)))
 def test_equals_the_obvious_version(rows: int, config: dict[str, Any]) -> None:
     objective = TwinFlow(**config)
     for seed in range(2):

@@ -32,6 +32,8 @@ class Placement:
     fake: Tensor  # rows on that of the model's own samples
     sampled: Tensor  # rows whose data is the model's own sample
     guided: Tensor  # rows whose velocity is guided
+    distilled: Tensor  # rows whose velocity is the field's own, not that of their data
+    asked: Tensor  # rows of either kind: their instantaneous velocity is asked for
     jumping: Tensor  # rows with t - r >= delta, that RCGM integrates for
     nodes: Tensor  # (order + 1, len(jumping)) times s_0 … s_N of the jumps
     one_step: Tensor  # rows that are rectified
@@ -53,8 +55,12 @@ class Placement:
         r = t * (1 - u * rho)
 
         low, high = settings.guidance_range
-        guided = ~is_fake & (low < t) & (t < high)
-        jumping = _rows(~is_fake & (t - r >= settings.delta))
+        is_jumping = ~is_fake & (t - r >= settings.delta)
+        distilled = is_jumping & (roles != TANGENT) & (settings.jump_velocity == "field")
+        # The field of "self" and "ema" has learnt its guidance from the rows that see data.
+        guided = ~is_fake & (low < t) & (t < high) & (~distilled | (settings.teacher == "frozen"))
+        guided &= torch.tensor(settings.guidance > 0)
+        jumping = _rows(is_jumping)
         sampled = torch.ones_like(is_fake) if settings.image_free else is_fake
         inner = draws.nodes.cpu()[:, jumping] if settings.nodes == "random" else None
         s_0 = torch.maximum(t - settings.delta, r)[jumping]
@@ -69,6 +75,8 @@ class Placement:
             fake=send(_rows(is_fake), device),
             sampled=send(_rows(sampled), device),
             guided=send(_rows(guided), device),
+            distilled=send(_rows(distilled), device),
+            asked=send(_rows(guided | distilled), device),
             jumping=send(jumping, device),
             nodes=send(nodes, device),
             one_step=send(_rows(is_one_step), device),

@@ -29,7 +29,11 @@ class AnyStepSettings(Objective):
     training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of the jumps,
     ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that
     any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows. ``tangent_gap``:
-    the same for tangent rows; 0 makes them plain flow matching.
+    the same for tangent rows; 0 makes them plain flow matching. ``jump_velocity``: what the instantaneous
+    piece follows. ``"data"`` (source): z - x of the row, whose scatter the derivative in eq. 1 amplifies by
+    1 / delta (consistency training). ``"field"``: the teacher's F(x_t, t, t), its mean, which has none
+    (consistency distillation of the model's own field); tangent rows keep learning that field from data. One
+    more no-grad row for each one-step row.
 
     **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so
     that sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
@@ -68,6 +72,7 @@ class AnyStepSettings(Objective):
     nodes: Literal["uniform", "random"] = "uniform"
     any_step_span: float = 1.0
     tangent_gap: float = 0.05
+    jump_velocity: Literal["data", "field"] = "data"
     guidance: float = 0.5
     guidance_range: tuple[float, float] = (0.0, 1.0)
     teacher: Literal["self", "ema", "frozen"] = "ema"
@@ -99,6 +104,7 @@ class AnyStepSettings(Objective):
         need(self.nodes in ("uniform", "random"), "nodes", "'uniform' or 'random'")
         need(0 < self.any_step_span <= 1, "any_step_span", "in (0, 1]")
         need(0 <= self.tangent_gap <= 1, "tangent_gap", "in [0, 1]")
+        need(self.jump_velocity in ("data", "field"), "jump_velocity", "'data' or 'field'")
         need(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", "finite and at least 0")
         low, high = self.guidance_range
         need(0 <= low < high <= 1, "guidance_range", "two times (a, b) with 0 <= a < b <= 1")
@@ -149,6 +155,12 @@ class AnyStepSettings(Objective):
         return self.guidance > 0 and roles.tangent + roles.any_step + roles.consistency > 0
 
     @property
+    def _distills(self) -> bool:
+        """Whether any row can follow the field's own velocity: tangent and fake rows never do."""
+        roles = self._weights
+        return self.jump_velocity == "field" and roles.one_step + roles.any_step + roles.consistency > 0
+
+    @property
     def _samples(self) -> bool:
         """Whether any row's data is the model's own sample."""
         return self.image_free or self._weights.fake > 0
@@ -170,7 +182,8 @@ class AnyStepSettings(Objective):
         rows = count_rows(uncond)
         if self._guides and rows is not None and rows not in (1, x.shape[0]):
             raise ValueError(f"uncond must have 1 or {x.shape[0]} rows, got {rows}")
-        needed = {"self": False, "ema": self._learns_jumps, "frozen": self._guides}[self.teacher]
+        asks_frozen = self._guides or self._distills
+        needed = {"self": False, "ema": self._learns_jumps, "frozen": asks_frozen}[self.teacher]
         if needed and teacher is None:
             raise ValueError(
                 f"teacher = {self.teacher!r} needs the teacher's field: pass teacher=field of the "

@@ -94,12 +94,12 @@ class TwinFlow(AnyStepSettings):
             if self.image_free:
                 data = self._with_samples(data, draws, rows, ask(queries))
                 queries = {}
-            queries |= self._guidance_queries(interpolate(data, z, t), rows, guide)  # never of fake rows
+            queries |= self._velocity_queries(interpolate(data, z, t), rows, guide)  # never of fake rows
             answers = ask(queries)
             if not self.image_free:
                 data = self._with_samples(data, draws, rows, answers)
         x_t = interpolate(data, z, t)
-        v = self._guided_velocity(velocity(data, z), answers, rows)
+        v = self._velocity(velocity(data, z), answers, rows)
 
         # B. The forward with gradient.
         F = ask({"main": Query(field=student, x_t=x_t, t=t, r=r)})["main"]
@@ -165,24 +165,33 @@ class TwinFlow(AnyStepSettings):
         x_fake = draws.z_sample[rows.sampled] - answers["sample"]
         return data.index_copy(0, rows.sampled, x_fake)
 
-    def _guidance_queries(self, x_t: Tensor, rows: Placement, guide: Field) -> dict[str, Query]:
-        """F(x_t, t, t; c) and F(x_t, t, t; c0) of the rows with t inside the guidance range."""
-        if not self._guides:
+    def _velocity_queries(self, x_t: Tensor, rows: Placement, guide: Field) -> dict[str, Query]:
+        """F(x_t, t, t; c) of the guided and the distilled rows, and F(x_t, t, t; c0) of the guided."""
+        if not (self._guides or self._distills):
             return {}
-        some = rows.guided
-        x_t, t = x_t[some], rows.t[some]
-        return {
-            "cond": Query(field=guide, x_t=x_t, t=t, r=t, rows=some),
-            "uncond": Query(field=guide, x_t=x_t, t=t, r=t, rows=some, uncond=True),
-        }
 
-    def _guided_velocity(self, v: Tensor, answers: dict[str, Tensor], rows: Placement) -> Tensor:
-        """v + omega (F(c) - F(c0)) in the guided rows; of a frozen teacher without images, F(c0) + …"""
+        def query(some: Tensor, *, uncond: bool) -> Query:
+            t = rows.t[some]
+            return Query(field=guide, x_t=x_t[some], t=t, r=t, rows=some, uncond=uncond)
+
+        asked = {"cond": query(rows.asked, uncond=False)}
+        return asked | ({"uncond": query(rows.guided, uncond=True)} if self._guides else {})
+
+    def _velocity(self, v: Tensor, answers: dict[str, Tensor], rows: Placement) -> Tensor:
+        """The instantaneous velocity that each row learns from: ``v`` (B, …) of its data, or the field's own
+        F(c) in the distilled rows, plus omega (F(c) - F(c0)) in the guided ones.
+
+        Of a frozen teacher without images it is F(c0) + omega (F(c) - F(c0)) in the guided rows.
+        """
+        if not (self._guides or self._distills):
+            return v
+        F_c = torch.zeros_like(v).index_copy(0, rows.asked, answers["cond"])
+        v = v.index_copy(0, rows.distilled, F_c[rows.distilled])
         if not self._guides:
             return v
         some = rows.guided
         start = answers["uncond"] if self.image_free and self.teacher == "frozen" else v[some]
-        return v.index_copy(0, some, start + self.guidance * (answers["cond"] - answers["uncond"]))
+        return v.index_copy(0, some, start + self.guidance * (F_c[some] - answers["uncond"]))
 
     def _rectify_queries(
         self, x_hat: Tensor, draws: Draws, rows: Placement, student: Field
