@@ -14,12 +14,14 @@ from twinflow.conditions import concat_rows, take_rows
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, Condition
 from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.geometry import Size
 from twinflow.pipelines.wiring import guidance_off
 from twinflow.sampling import seeded_noise
 
 from .tiny import train_branch
 
 PROMPTS = ["a red circle", "two dogs and a rather long tail of words", "a"]
+SOURCES = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
 SIZE = 32 * 32  # pixels of the pictures that the edit pipeline works on; the stock ones have a million
 
 
@@ -70,7 +72,7 @@ def test_a_few_euler_steps_are_the_stock_pipelines(family):
             t = torch.full((1,), now)
             x = x - (now - then) * any_step.field(x, t, t, cond)
     # FLUX.2 calls "latent" what it gives to its decoder.
-    ours = any_step.adapter.codec.to_autoencoder(x) if family.name == "flux2_klein" else x
+    ours = any_step.adapter.geometry().codec.to_autoencoder(x) if family.name == "flux2_klein" else x
     torch.testing.assert_close(ours, final.reshape(ours.shape), rtol=1e-4, atol=2e-5)
 
     # And they are decoded as the stock pipeline decodes them, clips with their frames first.
@@ -134,7 +136,7 @@ def test_rows_of_conditions_are_as_good_as_separate_calls(family):
 
 def test_states_survive_the_autoencoders_normalisation_and_packing(family):
     any_step = opened(family, target_time=False)
-    codec, x = any_step.adapter.codec, noise(any_step)
+    codec, x = any_step.adapter.geometry().codec, noise(any_step)
     torch.testing.assert_close(codec.to_state(codec.to_autoencoder(x)), x, rtol=0, atol=1e-5)
     pixels = any_step.decode(x)
     encoded = any_step.encode_images(pixels)
@@ -143,6 +145,24 @@ def test_states_survive_the_autoencoders_normalisation_and_packing(family):
     raw = vae.encode(pixels if pixels.dim() == codec.scale.dim() + 1 else pixels[:, :, None])
     mean = raw.latent_dist.mean if hasattr(raw, "latent_dist") else raw.latent
     torch.testing.assert_close(codec.to_autoencoder(encoded).reshape(mean.shape), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_another_size_is_as_good_as_a_pipeline_opened_with_it(family):
+    # The positions of SD3 are a crop of a fixed table.
+    size = Size(16, 24) if family.name == "sd3" else Size(64, 32, 9 if family.video else None)
+    small = train_branch(opened(family, fold_padding=False))
+    large = AnyStepPipeline(
+        family.stock(), call=family.call | size.arguments(), fold_padding=False, target_time=False
+    )
+    large.pipe.transformer = small.pipe.transformer
+    large.network.transformer = small.pipe.transformer
+    ours = small(PROMPTS, nfe=2, seed=3, size=size, images=SOURCES if family.edits else None)
+    theirs = large(PROMPTS, nfe=2, seed=3, images=SOURCES if family.edits else None)
+    torch.testing.assert_close(ours.latents, theirs.latents, rtol=1e-4, atol=1e-5)
+    assert ours.pixels.shape[-2:] == (size.height, size.width)
+    assert ours.pixels.shape == theirs.pixels.shape
+    encoded = small.encode_images(ours.pixels)
+    assert encoded.shape == ours.latents.shape
 
 
 def test_conditions_go_to_files_and_back(family):
@@ -228,10 +248,12 @@ def test_the_clean_tokens_of_a_source_picture_get_no_target_time():
 # What can't be driven is refused, and the message says what was looked for.
 
 
-def test_pictures_of_another_size_are_refused():
-    any_step = opened(FAMILIES["flux"])
-    with pytest.raises(ValueError, match="opened for"):
-        any_step.encode_images(torch.zeros(1, 3, 64, 64))
+def test_sizes_that_do_not_fit_the_model_are_refused():
+    any_step = opened(FAMILIES["zimage"])
+    with pytest.raises(TwinflowError, match=r"refuses the call .*'height': 33"):
+        any_step.encode_images(torch.zeros(1, 3, 33, 32))
+    with pytest.raises(ValueError, match="a size that its autoencoder and its patches divide"):
+        opened(FAMILIES["flux"]).encode_images(torch.zeros(1, 3, 34, 32))
     with pytest.raises(TwinflowError, match="refuses the call"):
         AnyStepPipeline(FAMILIES["zimage"].stock(), call={"height": 33, "width": 32})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.condition import Condition
-from twinflow.pipelines.latents import LatentCodec, find_codec
+from twinflow.pipelines.geometry import Geometry, Size
 from twinflow.pipelines.single_frame import use_single_frames
 from twinflow.pipelines.watching import Stop, Watcher, run_stock
-from twinflow.pipelines.wiring import PROMPTS, Wiring, discover
+from twinflow.pipelines.wiring import Wiring, discover
 
 # Names of entries of a condition that are no arguments of the transformer.
 TAIL = "source_tokens"  # (B, tokens, channels) of source pictures, which follow the state
@@ -36,6 +35,7 @@ class Adapter:
         self.pipe = pipe
         self.wiring: Wiring = discover(pipe, call=call)
         use_single_frames(getattr(pipe, "vae", None))
+        self._geometries: dict[Size | None, Geometry] = {}
         known = inspect.signature(type(pipe.transformer).forward).parameters
         self._plain_output = {"return_dict": False} if "return_dict" in known else {}
 
@@ -55,20 +55,15 @@ class Adapter:
         arguments = cond.cast(network.dtype).arguments()
         state = x_t.to(network.dtype)
         tail = arguments.pop(TAIL, None)
-        if tail is not None:
-            state = torch.cat([state, tail], dim=1)
         noisy = arguments.pop(NOISY, None)
         time = (t + wiring.offset / wiring.slope) * wiring.slope
         if noisy is not None:
             time = torch.where(noisy.bool(), time[:, None], torch.full_like(time, wiring.offset)[:, None])
         arguments[wiring.time] = time
-        arguments[wiring.state] = self._as_argument(state)
-        return wiring.velocity_of(network(**arguments, **self._plain_output))
-
-    def _as_argument(self, state: Tensor) -> Any:
-        wiring = self.wiring
-        shaped = state if wiring.state_has_tail else state.reshape(len(state), *wiring.argument_shape)
-        return list(shaped.unbind()) if wiring.state_is_list else shaped
+        arguments[wiring.state] = wiring.argument_of(
+            state if tail is None else torch.cat([state, tail], dim=1)
+        )
+        return wiring.velocity_of(network(**arguments, **self._plain_output), like=state)
 
     # Conditions
 
@@ -121,34 +116,22 @@ class Adapter:
         run_stock(self.pipe, prompts, call=call, watcher=Watcher(network=network))
         return seen[0]
 
-    # Pictures
+    # Pictures of any size
 
-    @cached_property
-    def codec(self) -> LatentCodec:
-        watcher = Watcher()
-        run_stock(self.pipe, PROMPTS[:1], call=self.wiring.call, watcher=watcher)
-        return find_codec(self.pipe, self.wiring, output=watcher.calls[0].output)
+    def geometry(self, size: Size | None = None) -> Geometry:
+        """What depends on the picture size; None is the size that the pipeline was opened with."""
+        if size not in self._geometries:
+            self._geometries[size] = Geometry.watch(self.pipe, self.wiring, size)
+        return self._geometries[size]
 
-    @torch.no_grad()
+    def at_size(self, cond: Condition, size: Size | None) -> Condition:
+        """``cond``, which :meth:`encode_prompts` made for the opened size, for pictures of another."""
+        return cond if size is None else self.geometry(size).condition(cond, like=self.geometry())
+
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """States (B, …) of ``pixels`` (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1]: the posterior's mean."""
-        vae = self.pipe.vae
-        pixels = pixels.to(vae.device, vae.dtype)
-        if self.codec.scale.dim() == 4 and pixels.dim() == 4:
-            pixels = pixels[:, :, None]
-        encoded = vae.encode(pixels)
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        if z[0].numel() != self.codec.scale.numel():
-            raise ValueError(
-                f"pixels of shape {tuple(pixels.shape[1:])} give latents of shape {tuple(z.shape[1:])}, but the "
-                f"pipeline was opened for {tuple(self.codec.scale.shape)}: give pictures of the size of its call"
-            )
-        return self.codec.to_state(z.float().reshape(-1, *self.codec.scale.shape))
+        """See :meth:`Geometry.encode`; any size that the pipeline accepts."""
+        return self.geometry(Size.of(pixels)).encode(pixels)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1] of states (B, …)."""
-        vae = self.pipe.vae
-        z = self.codec.to_autoencoder(latents.to(vae.device).float()).to(vae.dtype)
-        pixels = vae.decode(z, return_dict=False)[0].clamp(-1, 1)
-        return pixels[:, :, 0] if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
+    def decode(self, latents: Tensor, *, size: Size | None = None) -> Tensor:
+        """See :meth:`Geometry.decode`."""
+        return self.geometry(size).decode(latents)

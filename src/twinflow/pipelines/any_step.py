@@ -20,6 +20,7 @@ from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.families import adapter_for
 from twinflow.pipelines.generation import Generation, generate
+from twinflow.pipelines.geometry import Size
 
 BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
@@ -150,20 +151,29 @@ class AnyStepPipeline:
         """Conditions of ``prompts``; where the pipeline edits, with the source picture ``images`` of each."""
         return self.adapter.encode_prompts(prompts, images=images)
 
+    def at_size(self, cond: Condition, size: Size | None) -> Condition:
+        """``cond`` for pictures of another size than the pipeline was opened with."""
+        return self.adapter.at_size(cond, size)
+
     def encode_images(self, pixels: Tensor) -> Tensor:
+        """States (B, …) of ``pixels`` (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1], of any size that the
+        model accepts."""
         return self.adapter.encode_images(pixels)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.adapter.decode(latents)
+    def decode(self, latents: Tensor, *, size: Size | None = None) -> Tensor:
+        """Pixels (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1] of states (B, …)."""
+        return self.adapter.decode(latents, size=size)
 
     def __call__(self, prompts: str | Sequence[str], **options: Any) -> Generation:
         """Draw one picture, or make one clip, for each prompt.
 
         ``nfe``: network evaluations of each, 1 by default. ``seed``: of the first picture, the next has the
-        next; or ``seeds``, one for each. The same seed gives the same picture in any batch. ``images``: the
-        source picture of each prompt, where the pipeline edits. ``num_images_per_prompt``; ``batch_size``: how
-        many are drawn together. ``output_type``: "pil", "pt", "np" or "latent". ``callback(number, step)``
-        after each step, with the :class:`twinflow.sampling.sampler.SamplingStep`.
+        next; or ``seeds``, one for each. The same seed gives the same picture in any batch. ``size``: height and
+        width in pixels, and for clips the number of frames; by default that of the call that the pipeline was
+        opened with. ``images``: the source picture of each prompt, where the pipeline edits.
+        ``num_images_per_prompt``; ``batch_size``: how many are drawn together. ``output_type``: "pil", "pt", "np"
+        or "latent". ``callback(number, step)`` after each step, with the
+        :class:`twinflow.sampling.sampler.SamplingStep`.
 
         ``guidance`` above 1 is classifier-free guidance against ``negative_prompt`` (two evaluations a step),
         for models that TwinFlow did not train. ``style``, ``settings``, ``generator`` and single settings are

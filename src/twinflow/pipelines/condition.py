@@ -60,7 +60,7 @@ class Condition:
                     f"conditions of different transformers can't be joined: {sorted(first.tensors | first.lists)} "
                     f"and {sorted(other.tensors | other.lists)}"
                 )
-            differing = [n for n, value in first.shared.items() if not _same(value, other.shared.get(n))]
+            differing = [n for n, value in first.shared.items() if not same(value, other.shared.get(n))]
             if differing:
                 raise ValueError(
                     f"conditions that differ in {', '.join(differing)} can't be joined: give all rows of a batch "
@@ -163,9 +163,12 @@ def _on_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return change(value) if isinstance(value, Tensor) else value
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two entries of conditions are equal."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
 
 

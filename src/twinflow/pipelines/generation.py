@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from twinflow.conditions import concat_rows
+from twinflow.pipelines.geometry import Size
 from twinflow.sampling import SamplerSettings, make_schedule, sampling_steps, seeded_noise
 from twinflow.sampling.noise import RowGenerators
 from twinflow.sampling.sampler import SamplingStep
@@ -105,6 +106,7 @@ def generate(
     nfe: int = 1,
     seed: int = 0,
     seeds: Sequence[int] | int | None = None,
+    size: Size | tuple[int, ...] | None = None,
     images: Sequence[Image.Image] | Image.Image | None = None,
     num_images_per_prompt: int = 1,
     guidance: float | None = None,
@@ -142,15 +144,17 @@ def generate(
         raise ValueError(
             f"{type(pipe.pipe).__name__} edits pictures: give the source of each prompt, images=[…]"
         )
+    size = Size(*size) if isinstance(size, tuple) else size
+    shape = pipe.adapter.geometry(size).state_shape if size else pipe.latent_shape
     latents, pixels = [], []
     for rows in request.batches():
         cond, uncond = _conditions(pipe, request, rows, negative_prompt if resolved.guided else None)
         steps = sampling_steps(
             pipe.field,
-            seeded_noise(pipe.latent_shape, request.seeds[rows]).to(pipe.device),
-            cond,
+            seeded_noise(shape, request.seeds[rows]).to(pipe.device),
+            pipe.at_size(cond, size),
             nfe=nfe,
-            uncond=uncond,
+            uncond=None if uncond is None else pipe.at_size(uncond, size),
             settings=resolved,
             generator=generator[rows] if isinstance(generator, Sequence) else generator,
         )
@@ -160,7 +164,7 @@ def generate(
             final = step.x_hat
         latents.append(final)
         if output_type != "latent":
-            pixels.append(pipe.decode(final))
+            pixels.append(pipe.decode(final, size=size))
     state = torch.cat(latents)
     if output_type == "latent":
         return Generation(images=state, latents=state, nfe=nfe)

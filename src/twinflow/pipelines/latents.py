@@ -8,7 +8,7 @@ each. Both are read off by letting the pipeline decode states that number their 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +44,21 @@ class LatentCodec:
         return state.reshape(-1, *self.state_shape)
 
 
-def find_codec(pipe: Any, wiring: Wiring, *, output: Any) -> LatentCodec:
-    """Watch ``pipe`` decode. ``output``: something that its transformer returned, to be returned again."""
-    count = math.prod(wiring.state_shape)
+def find_codec(
+    pipe: Any, wiring: Wiring, *, call: Mapping[str, Any], state_shape: tuple[int, ...], output: Any
+) -> LatentCodec:
+    """Watch ``pipe`` decode states (B, *state_shape). ``output``: something that its transformer returned in this
+    ``call``, to be returned again.
+    """
+    count = math.prod(state_shape)
     digits = max(1, math.ceil(math.log(count, BASE)))
     number = torch.arange(count)
     probes = [torch.zeros(count), torch.ones(count)]
     probes += [((number // BASE**k) % BASE).float() for k in range(digits)]
-    states = torch.stack(probes).reshape(-1, *wiring.state_shape)
+    states = torch.stack(probes).reshape(-1, *state_shape)
     groups = states.split(1) if wiring.one_prompt_a_call else [states]
-    z = torch.cat([_decoder_input(pipe, wiring, group, output) for group in groups])
-    if z.dtype.is_floating_point is False or z[0].numel() != count:
+    z = torch.cat([_decoder_input(pipe, call, group, output) for group in groups])
+    if z[0].numel() != count:
         raise TwinflowError(
             f"{type(pipe).__name__} decodes {z[0].numel()} numbers from a state of {count}: this version can only "
             "encode for pipelines that decode all of the state"
@@ -67,10 +71,10 @@ def find_codec(pipe: Any, wiring: Wiring, *, output: Any) -> LatentCodec:
             f"{type(pipe).__name__} mixes the elements of its latents before it decodes them: this version knows "
             "packing and normalisation only"
         )
-    return LatentCodec(order=order, scale=scale, shift=shift, state_shape=wiring.state_shape)
+    return LatentCodec(order=order, scale=scale, shift=shift, state_shape=state_shape)
 
 
-def _decoder_input(pipe: Any, wiring: Wiring, states: Tensor, output: Any) -> Tensor:
+def _decoder_input(pipe: Any, call: Mapping[str, Any], states: Tensor, output: Any) -> Tensor:
     """What the pipeline passes to its decoder for final states (P, …), fp32 on the CPU."""
     seen: list[Tensor] = []
 
@@ -78,10 +82,11 @@ def _decoder_input(pipe: Any, wiring: Wiring, states: Tensor, output: Any) -> Te
         seen.append(latents.detach().float().cpu())
         raise Stop
 
-    device = pipe._execution_device
     repeated = _repeated(first(output), len(states))
-    watcher = Watcher(network=lambda _: (repeated,), result=states.to(device), autoencoder=decode)
-    run_stock(pipe, PROMPTS[:1] * len(states), call=wiring.call, watcher=watcher, decode=True)
+    watcher = Watcher(
+        network=lambda _: (repeated,), result=states.to(pipe._execution_device), autoencoder=decode
+    )
+    run_stock(pipe, PROMPTS[:1] * len(states), call=call, watcher=watcher, decode=True)
     if not seen:
         raise TwinflowError(f"{type(pipe).__name__} never calls vae.decode: it can't be told how it decodes")
     return seen[0]

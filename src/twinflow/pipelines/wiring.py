@@ -43,12 +43,19 @@ class Wiring:
     call: dict[str, Any]  # arguments of the stock call, with guidance off
     time_path: TimePath
 
-    def velocity_of(self, output: Any) -> Tensor:
-        """Velocity (B, …) of what the transformer returned."""
+    def argument_of(self, state: Tensor) -> Any:
+        """The state (B, …) as the transformer takes it."""
+        if not self.state_has_tail:
+            for axis, length in enumerate(self.argument_shape):
+                # Z-Image: a frame axis that the scheduler does not see.
+                if length == 1 and len(self.argument_shape) > state.dim() - 1:
+                    state = state.unsqueeze(axis + 1)
+        return list(state.unbind()) if self.state_is_list else state
+
+    def velocity_of(self, output: Any, *, like: Tensor) -> Tensor:
+        """Velocity, of the shape of the state ``like`` (B, …), of what the transformer returned."""
         value = stacked(first(output))
-        value = (
-            value[:, : self.state_shape[0]] if self.state_has_tail else value.reshape(-1, *self.state_shape)
-        )
+        value = value[:, : like.shape[1]] if self.state_has_tail else value.reshape(like.shape)
         return self.sign * value
 
 
@@ -72,13 +79,14 @@ def discover(pipe: Any, *, call: Mapping[str, Any] | None = None) -> Wiring:
                 raise
             except Exception as error:  # pipelines raise whatever a wrong call leads them to
                 if len(prompts) == 1 or "batch" not in str(error).lower():
-                    raise TwinflowError(_refusal(pipe, arguments, error)) from error
+                    raise TwinflowError(refusal(pipe, arguments, error)) from error
     raise TwinflowError(
         f"{type(pipe).__name__} can't be driven as a flow-matching model: {'; '.join(dict.fromkeys(reasons))}"
     )
 
 
-def _refusal(pipe: Any, call: dict[str, Any], error: Exception) -> str:
+def refusal(pipe: Any, call: dict[str, Any], error: Exception) -> str:
+    """What to say when a pipeline does not accept a call."""
     said = f"{type(pipe).__name__} refuses the call {call}: {type(error).__name__}: {error}"
     if "image" in inspect.signature(type(pipe).__call__).parameters and "image" not in call:
         return f"{said}\nit may need a source picture: give one of the size to train at, call={{'image': …}}"
@@ -165,7 +173,7 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
         call=call,
         time_path=recorder.path(PROBE_SIGMAS, batch=sample.shape[0]),
     )
-    velocity, used = wiring.velocity_of(calls[0].output).float(), steps[0].model_output.float()
+    velocity, used = wiring.velocity_of(calls[0].output, like=sample).float(), steps[0].model_output.float()
     sign = float(torch.sign((velocity * used).sum()))
     if not torch.allclose(sign * velocity, used, atol=1e-4, rtol=1e-3):
         raise _NotFound("what its scheduler gets is not plus or minus what its transformer returns")

@@ -1,0 +1,126 @@
+"""What depends on the size of the picture: the state's shape, the packing, and conditions such as position ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinflow.errors import TwinflowError
+from twinflow.pipelines.condition import Condition, same
+from twinflow.pipelines.latents import LatentCodec, find_codec
+from twinflow.pipelines.watching import Watcher, run_stock
+from twinflow.pipelines.wiring import PROMPTS, Wiring, refusal
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Height and width of a picture in pixels; of a clip its number of frames too."""
+
+    height: int
+    width: int
+    frames: int | None = None
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Size:
+        """Of ``pixels`` (B, 3, H, W) or (B, 3, T, H, W)."""
+        height, width = pixels.shape[-2:]
+        return cls(height, width, pixels.shape[2] if pixels.dim() == 5 else None)
+
+    def arguments(self) -> dict[str, int]:
+        """As arguments of a stock pipeline's call."""
+        frames = {} if self.frames is None else {"num_frames": self.frames}
+        return {"height": self.height, "width": self.width, **frames}
+
+
+@dataclass
+class Geometry:
+    """One picture size of a pipeline. ``size`` None is that of the call that the pipeline was opened with."""
+
+    pipe: Any
+    wiring: Wiring
+    call: Mapping[str, Any]
+    arguments: dict[str, Any]  # of the transformer, in the call that was watched: one row
+    output: Any  # and what it returned
+    state_shape: tuple[int, ...]
+    size: Size | None
+
+    @classmethod
+    def watch(cls, pipe: Any, wiring: Wiring, size: Size | None) -> Geometry:
+        """Watch ``pipe`` make one step at this size. :class:`TwinflowError` if it refuses."""
+        call = {**wiring.call, **(size.arguments() if size else {})}
+        watcher = Watcher()
+        try:
+            run_stock(pipe, PROMPTS[:1], call=call, watcher=watcher)
+        except Exception as error:  # pipelines raise whatever a wrong size leads them to
+            raise TwinflowError(refusal(pipe, call, error)) from error
+        made = watcher.calls[0]
+        return cls(
+            pipe=pipe,
+            wiring=wiring,
+            call=call,
+            arguments=made.arguments,
+            output=made.output,
+            state_shape=tuple(watcher.steps[0].sample.shape[1:]),
+            size=size,
+        )
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        """Between the autoencoder's latents and states of this size."""
+        return find_codec(
+            self.pipe, self.wiring, call=self.call, state_shape=self.state_shape, output=self.output
+        )
+
+    def condition(self, cond: Condition, *, like: Geometry) -> Condition:
+        """``cond`` for this size: what differs between a call of this size and one of ``like`` is exchanged."""
+        names = [
+            name
+            for name, value in self.arguments.items()
+            if name not in (self.wiring.state, self.wiring.time) and not same(value, like.arguments.get(name))
+        ]
+        tensors, lists, shared = dict(cond.tensors), dict(cond.lists), dict(cond.shared)
+        for name in names:
+            value = self.arguments[name]
+            if name in tensors:
+                tensors[name] = value[:1].expand(len(cond), *value.shape[1:])
+            elif name in lists:
+                lists[name] = [self._sized(entry, value[0]) for entry in cond.lists[name]]
+            elif name in shared:
+                shared[name] = value
+        return Condition(tensors=tensors, lists=lists, shared=shared)
+
+    @staticmethod
+    def _sized(entry: Any, sized: Any) -> Any:
+        """Sizes of the row's pictures: the first is that of the one drawn, any others of its sources."""
+        return [sized[0], *entry[1:]] if isinstance(entry, list) else sized
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """States (B, …) of ``pixels`` (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1]: the posterior's mean."""
+        vae = self.pipe.vae
+        pixels = pixels.to(vae.device, vae.dtype)
+        shape = self.codec.scale.shape
+        if len(shape) == 4 and pixels.dim() == 4:  # a video autoencoder, and a picture
+            pixels = pixels[:, :, None]
+        encoded = vae.encode(pixels)
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        if z[0].numel() != self.codec.scale.numel():
+            raise ValueError(
+                f"pixels of shape {tuple(pixels.shape[1:])} give latents of shape {tuple(z.shape[1:])}, but "
+                f"{type(self.pipe).__name__} draws such pictures from latents of shape {tuple(shape)}: give a size "
+                "that its autoencoder and its patches divide"
+            )
+        return self.codec.to_state(z.float().reshape(-1, *shape))
+
+    @torch.no_grad()
+    def decode(self, state: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1] of states (B, …)."""
+        vae = self.pipe.vae
+        z = self.codec.to_autoencoder(state.to(vae.device).float()).to(vae.dtype)
+        pixels = vae.decode(z, return_dict=False)[0].clamp(-1, 1)
+        return pixels[:, :, 0] if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
