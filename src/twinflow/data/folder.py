@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from twinflow.data.captioned_files import METADATA_FILE, CaptionedFile, Problem, list_captioned_files
+from twinflow.data.encoding import caption_at
 from twinflow.errors import TwinflowError
 
 SHOWN_PROBLEMS = 5
@@ -78,14 +78,13 @@ class FolderDataset:
         if not 0 <= index < len(self):
             raise IndexError(index)
         file = self.files[index]
-        return {"pixels": load_pixels(file.path, size=self.size), "caption": self.caption(index)}
+        item = {"pixels": load_pixels(file.path, size=self.size), "caption": self.caption(index)}
+        return item | ({"captions": file.captions} if len(file.captions) > 1 else {})
 
     def caption(self, index: int) -> str:
         """The caption of item ``index`` in this epoch."""
         captions = self.files[index].captions
-        key = f"{self.seed} {int(self._epoch)} {index}".encode()
-        draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-        return captions[draw % len(captions)]
+        return caption_at(captions, seed=self.seed, epoch=int(self._epoch), row=index)
 
 
 def load_pixels(path: Path, *, size: tuple[int, int]) -> Tensor:

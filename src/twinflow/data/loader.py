@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twinflow.conditions import concat_rows, take_rows
+from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What a batch consists of: rows of the data set, each in its epoch."""
+
+    rows: list[int]
+    epochs: list[int]
 
 
 class ShuffledOrder:
@@ -33,11 +43,16 @@ class ShuffledOrder:
     def epoch(self) -> int:
         return self.rows // self.length
 
-    def next_rows(self) -> list[int]:
-        """This process's next ``batch`` row numbers."""
+    def next_places(self) -> Places:
+        """This process's next ``batch`` rows."""
         start = self.rows + self.rank * self.batch
         self.rows += self.world_size * self.batch
-        return [self._row(place) for place in range(start, start + self.batch)]
+        places = range(start, start + self.batch)
+        return Places(rows=[self._row(i) for i in places], epochs=[i // self.length for i in places])
+
+    def next_rows(self) -> list[int]:
+        """Their numbers alone."""
+        return self.next_places().rows
 
     def _row(self, place: int) -> int:
         epoch, position = divmod(place, self.length)
@@ -66,36 +81,22 @@ class Loader:
         return collate([self.dataset[row] for row in self.order.next_rows()])
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One dict of batches: tensors are stacked, everything else is listed."""
-    columns = {key: [item[key] for item in items] for key in items[0]}
-    return {
-        key: torch.stack(values) if isinstance(values[0], Tensor) else values
-        for key, values in columns.items()
-    }
-
-
-@dataclass(kw_only=True)
-class EncodedBatch:
-    """What an objective trains on."""
-
-    x: Tensor  # (B, …) latents
-    cond: Any  # B rows
-
-
-class Encoder(Protocol):
-    """The part of a pipeline that encodes."""
-
-    def encode_images(self, pixels: Tensor) -> Tensor: ...
-
-    def encode_prompts(self, prompts: list[str]) -> Any: ...
-
-
 class OnlineExamples:
-    """Examples that are read and encoded each time they are used."""
+    """Examples that are read and encoded each time they are used, ``together`` at a time (all, if ``None``)."""
 
-    def __init__(self, dataset: Any, encoder: Encoder, *, unconditional: str | None = None) -> None:
-        self.dataset, self.encoder, self.unconditional = dataset, encoder, unconditional
+    uncond: Any = None  # each batch brings its own
+
+    def __init__(
+        self,
+        dataset: Any,
+        encoder: Encoder,
+        *,
+        unconditional: str | None = None,
+        seed: int = 0,
+        together: int | None = None,
+    ) -> None:
+        self.dataset, self.seed, self.unconditional = dataset, seed, unconditional
+        self._encoder = ItemEncoder(encoder, unconditional=unconditional, together=together or sys.maxsize)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -104,21 +105,28 @@ class OnlineExamples:
         return [self.dataset[row]["caption"] for row in rows]
 
     @torch.no_grad()
-    def batch(self, rows: Sequence[int], dropped: Tensor | None = None) -> EncodedBatch:
-        """Rows of the data set; those where ``dropped`` (B,) is true get the unconditional prompt."""
-        items = collate([self.dataset[row] for row in rows])
-        captions: list[str] = items["caption"]
+    def batch(
+        self, rows: Sequence[int], dropped: Tensor | None = None, *, epochs: Sequence[int] | None = None
+    ) -> EncodedBatch:
+        """Rows of the data set, each in its epoch; where ``dropped`` (B,) is true with the unconditional prompt."""
+        items = [self.dataset[row] for row in rows]
+        captions = [
+            choose_caption(item, seed=self.seed, epoch=epoch, row=row)
+            for item, row, epoch in zip(items, rows, epochs or [0] * len(items), strict=True)
+        ]
         if dropped is not None:
             captions = [
                 str(self.unconditional) if drop else caption
                 for caption, drop in zip(captions, dropped.tolist(), strict=True)
             ]
-        x = self.encoder.encode_images(items["pixels"])
-        return EncodedBatch(x=x, cond=self.encoder.encode_prompts(captions))
+        return self._encoder.batch(items, captions)
 
 
 class LatentCache:
-    """Examples of which every picture, and every distinct caption, was encoded once; kept in memory."""
+    """Examples of which every picture, and every distinct caption, was encoded once; kept in memory.
+
+    For data of one picture size and one caption a picture, without source pictures.
+    """
 
     def __init__(self, latents: Tensor, caption_ids: Tensor, captions: list[str], conditions: Any) -> None:
         self.latents = latents  # (N, …)
@@ -139,18 +147,19 @@ class LatentCache:
     ) -> LatentCache:
         """Encode all of ``dataset``, ``batch`` examples at a time; ``progress(done, total)`` after each."""
         total = len(dataset)
+        items_of = ItemEncoder(encoder, unconditional=unconditional, together=batch)
         latents: Tensor | None = None
         ids: dict[str, int] = {}
         caption_ids = torch.empty(total, dtype=torch.int64)
         for start in range(0, total, batch):
             rows = range(start, min(start + batch, total))
-            items = collate([dataset[row] for row in rows])
-            encoded = encoder.encode_images(items["pixels"])
+            items = [dataset[row] for row in rows]
+            encoded = items_of.latents(items)
             if latents is None:  # filled in place: joining a list would need twice the memory
                 latents = encoded.new_empty((total, *encoded.shape[1:]))
             latents[start : rows.stop] = encoded
-            for row, caption in zip(rows, items["caption"], strict=True):
-                caption_ids[row] = ids.setdefault(caption, len(ids))
+            for row, item in zip(rows, items, strict=True):
+                caption_ids[row] = ids.setdefault(item["caption"], len(ids))
             if progress is not None:
                 progress(rows.stop, total)
         if latents is None:
@@ -158,9 +167,7 @@ class LatentCache:
         captions = list(ids)
         if unconditional is not None:
             captions.append(unconditional)
-        conditions = concat_rows(
-            [encoder.encode_prompts(captions[i : i + batch]) for i in range(0, len(captions), batch)]
-        )
+        conditions = concat_rows(items_of.conditions([dataset[0]] * len(captions), captions))
         return cls(latents, caption_ids, captions, conditions)
 
     def __len__(self) -> int:
@@ -169,7 +176,9 @@ class LatentCache:
     def captions(self, rows: Sequence[int]) -> list[str]:
         return [self._captions[i] for i in self.caption_ids[list(rows)].tolist()]
 
-    def batch(self, rows: Sequence[int], dropped: Tensor | None = None) -> EncodedBatch:
+    def batch(
+        self, rows: Sequence[int], dropped: Tensor | None = None, *, epochs: Sequence[int] | None = None
+    ) -> EncodedBatch:
         """As :meth:`OnlineExamples.batch`."""
         picked = torch.as_tensor(rows)
         ids = self.caption_ids[picked]

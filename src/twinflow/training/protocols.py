@@ -28,11 +28,20 @@ class Trainable(Protocol):
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Any:
-        """A row-indexable condition (see :mod:`twinflow.conditions`)."""
+        """A row-indexable condition (see :mod:`twinflow.conditions`).
+
+        Pipelines that edit take the source picture of each prompt as ``images``, a list of PIL pictures; it is
+        given for data that has source pictures alone.
+        """
         ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Latents (B, …) of pixels (B, 3, H, W) in [-1, 1]."""
+        """Latents (B, …) of pixels (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1].
+
+        A pipeline whose conditions depend on the size of the picture also has ``at_size(cond, size)``, with
+        :class:`twinflow.pipelines.geometry.Size`: conditions are made for the size that it was opened with, and
+        moved to that of the batch.
+        """
         ...
 
     def save_pretrained(self, path: Path) -> None: ...
@@ -52,7 +61,14 @@ class Drawable(Trainable, Protocol):
 
 
 class Dataset(Protocol):
-    """Map-style; an item has at least "pixels" (3, H, W) float32 in [-1, 1] and "caption"."""
+    """Map-style; an item has
+
+    - "pixels": (3, H, W), or (3, T, H, W) of a clip, float32 in [-1, 1]; absent where there are prompts alone,
+    - "caption": str, and "captions", all of them, where there are several,
+    - "source": the PIL picture that is edited, in editing data alone.
+
+    See :mod:`twinflow.data.encoding`.
+    """
 
     def __len__(self) -> int: ...
 

@@ -59,7 +59,7 @@ class OptimizerStep:
                 self.field,
                 batch.x,
                 batch.cond,
-                uncond=uncond,
+                uncond=uncond if batch.uncond is None else batch.uncond,
                 teacher=self.teacher,
                 generator=self.generator,
             )

@@ -235,12 +235,17 @@ class Trainer:
 
     def _micro_batches(self) -> Iterator[EncodedBatch]:
         for _ in range(self.recipe.train.accumulate):
-            rows = self.state.order.next_rows()
+            places = self.state.order.next_places()
             dropped = None
             if self.recipe.caption_dropout > 0:
-                dropped = torch.rand(len(rows), generator=self.state.generator) < self.recipe.caption_dropout
-            batch = self.examples.batch(rows, dropped)
-            yield EncodedBatch(x=to_device(batch.x, self.device), cond=to_device(batch.cond, self.device))
+                draws = torch.rand(len(places.rows), generator=self.state.generator)
+                dropped = draws < self.recipe.caption_dropout
+            batch = self.examples.batch(places.rows, dropped, epochs=places.epochs)
+            yield EncodedBatch(
+                x=to_device(batch.x, self.device),
+                cond=to_device(batch.cond, self.device),
+                uncond=to_device(batch.uncond, self.device),
+            )
 
     # Watching
 
