@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# What "file_name" of a line names: a picture or a clip; "source" of an editing line names a picture.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"})
 METADATA_FILE = "metadata.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedFile:
-    """A picture and its captions, at least one, none of them empty."""
+    """A picture or clip and its captions, at least one, none of them empty."""
 
-    path: Path
+    path: Path | None  # None where there is a source and what to do with it alone
     captions: tuple[str, ...]
+    source: Path | None = None  # the picture that the caption says how to edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +39,26 @@ class Listing:
     problems: list[Problem] = field(default_factory=list)
 
 
-def list_captioned_files(folder: Path) -> Listing:
-    """Pictures named by ``metadata.jsonl``, in its order, or else all with a .txt beside them, by name."""
+def list_captioned_files(folder: Path, *, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Listing:
+    """Files named by ``metadata.jsonl``, in its order, or else all with a .txt beside them, by name."""
     metadata = folder / METADATA_FILE
-    return _from_metadata(folder, metadata) if metadata.is_file() else _from_text_files(folder)
+    if not metadata.is_file():
+        return _from_text_files(folder, suffixes)
+    listing = _from_metadata(folder, metadata)
+    without = [file for file in listing.files if file.source is None]
+    if 0 < len(without) < len(listing.files):
+        for file in without:
+            problem = 'it has no "source", and other lines do: add it, or remove the line'
+            listing.problems.append(Problem(name=str(file.path), text=problem))
+        listing.files = [file for file in listing.files if file.source is not None]
+    return listing
 
 
-def _from_text_files(folder: Path) -> Listing:
+def _from_text_files(folder: Path, suffixes: frozenset[str]) -> Listing:
     listing = Listing()
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     visible = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
-    pictures = [name for name in visible if name.suffix.lower() in IMAGE_SUFFIXES]
+    pictures = [name for name in visible if name.suffix.lower() in suffixes]
     for name in pictures:
         text_file = name.with_suffix(".txt")
         if not (folder / text_file).is_file():
@@ -86,19 +98,31 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
 
 
 def _metadata_entry(folder: Path, line: str) -> CaptionedFile:
-    """The picture of one line ``{"file_name": …, "text": caption or list of captions}``."""
+    """One line ``{"file_name": …, "text": caption or list of captions, "source": …}``."""
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON ({error}): correct the line") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or "text" not in entry:
+    named = isinstance(entry, dict) and ({"file_name", "source"} & entry.keys()) and "text" in entry
+    if not named or not all(isinstance(entry.get(key, ""), str) for key in ("file_name", "source")):
         raise ValueError('it must be {"file_name": "…", "text": "…"}: add what is missing')
-    name, text = entry["file_name"], entry["text"]
-    captions = text if isinstance(text, list) else [text]
+    name = entry.get("file_name") or entry["source"]
+    captions = captions_of(entry["text"], name=name)
+    for key in ("file_name", "source"):
+        if entry.get(key) and not (folder / entry[key]).is_file():
+            raise ValueError(f"the picture {entry[key]} is missing: add it, or remove the line")
+    return CaptionedFile(
+        path=folder / entry["file_name"] if entry.get("file_name") else None,
+        captions=captions,
+        source=folder / entry["source"] if entry.get("source") else None,
+    )
+
+
+def captions_of(text: Any, *, name: str) -> tuple[str, ...]:
+    """A caption or a list of captions, stripped; ``ValueError`` says what is wrong with those of ``name``."""
+    captions = list(text) if isinstance(text, (list, tuple)) else [text]
     if not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f'"text" of {name} must be a caption or a list of captions: correct it')
     if not captions or not all(caption.strip() for caption in captions):
         raise ValueError(f"a caption of {name} is empty: write one, or remove the line")
-    if not (folder / name).is_file():
-        raise ValueError(f"the picture {name} is missing: add it, or remove the line")
-    return CaptionedFile(path=folder / name, captions=tuple(caption.strip() for caption in captions))
+    return tuple(caption.strip() for caption in captions)

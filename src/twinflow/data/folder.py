@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
-from twinflow.data.captioned_files import METADATA_FILE, CaptionedFile, Problem, list_captioned_files
+from twinflow.data.buckets import Buckets
+from twinflow.data.captioned_files import METADATA_FILE, CaptionedFile, Listing, Problem, list_captioned_files
 from twinflow.data.encoding import caption_at
+from twinflow.data.pictures import fit, open_picture, to_pixels, upright_sides
 from twinflow.errors import TwinflowError
 
 SHOWN_PROBLEMS = 5
+OnError = Literal["raise", "skip"]
 logger = logging.getLogger(__name__)
 
 
@@ -26,10 +28,15 @@ class FolderDataset:
 
     ``path`` holds pictures, in subfolders too, each with a caption in a ``.txt`` file of the same stem; or a
     ``metadata.jsonl`` of lines ``{"file_name": "a.png", "text": "…"}``, where ``text`` may be a list of
-    captions. Of several captions one is chosen by a hash of (seed, epoch, index): see :meth:`set_epoch`.
+    captions. Of several captions one is chosen by a hash of (seed, epoch, index): see :meth:`set_epoch`; the item
+    then has all of them as "captions". Lines with ``"source": "b.png"`` say how to edit that picture; the item
+    then has it as "source".
 
-    ``size`` is the side, or (height, width). Pictures are turned upright (EXIF), put on white where they are
-    transparent, resized (Lanczos) until they cover ``size``, and cropped at the centre.
+    ``size`` is the side, or (height, width), or :class:`Buckets`, of which each picture gets the nearest. Pictures
+    are turned upright (EXIF), put on white where they are transparent, resized (Lanczos) until they cover their
+    size, and cropped at the centre. Source pictures are brought to the size of their row.
+
+    ``pictures`` false: items without "pixels", of captions and source pictures alone.
 
     Building the dataset decodes every file. Missing pictures, missing or empty captions and files that cannot
     be read are one :class:`TwinflowError` that names them; with ``on_error="skip"`` they are logged and left
@@ -40,32 +47,36 @@ class FolderDataset:
         self,
         path: str | Path,
         *,
-        size: int | tuple[int, int],
-        on_error: Literal["raise", "skip"] = "raise",
+        size: int | tuple[int, int] | Buckets,
+        on_error: OnError = "raise",
         seed: int = 0,
+        pictures: bool = True,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
-        self.size = _height_width(size)
-        self.path, self.seed = Path(path), seed
-        if not self.path.is_dir():
-            raise TwinflowError(f"{self.path} is not a folder: give a folder of pictures with captions")
-        listing = list_captioned_files(self.path)
-        readable, unreadable = _check_pictures(self.path, listing.files)
-        problems = listing.problems + unreadable
-        if problems and on_error == "raise":
-            raise TwinflowError(_describe(self.path, problems, total=len(readable) + len(problems)))
-        if problems:
-            lines = "\n".join(f"  {problem}" for problem in problems)
-            logger.warning("%s: left out %d files\n%s", self.path, len(problems), lines)
-        if not readable:
-            raise TwinflowError(
-                f"{self.path} has no usable picture: add pictures, each with a caption in a .txt file of the same "
-                f"stem or in {METADATA_FILE}"
-            )
-        self.files: list[CaptionedFile] = readable
+        self.buckets = size if isinstance(size, Buckets) else Buckets.fixed(size)
+        self.path, self.seed, self.pictures = Path(path), seed, pictures
+        listing = readable_files(
+            self.path,
+            self._list,
+            lambda file: [path for path in (file.path if pictures else None, file.source) if path],
+            why_unreadable,
+            on_error=on_error,
+            kind="picture",
+        )
+        self.files: list[CaptionedFile] = listing
+        self.bucket_of = [self._bucket(file) for file in listing]
         # In shared memory, so that worker processes of a loader that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _list(self, folder: Path) -> Listing:
+        listing = list_captioned_files(folder)
+        without = [file for file in listing.files if file.path is None] if self.pictures else []
+        for file in without:
+            text = 'it has no "file_name", the picture after the edit: add it, or train without (pictures: false)'
+            listing.problems.append(Problem(name=str(file.source), text=text))
+        listing.files = [file for file in listing.files if file not in without]
+        return listing
 
     def set_epoch(self, epoch: int) -> None:
         """Choose captions anew; call it before iterating over the epoch."""
@@ -77,54 +88,87 @@ class FolderDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        file = self.files[index]
-        item = {"pixels": load_pixels(file.path, size=self.size), "caption": self.caption(index)}
-        return item | ({"captions": file.captions} if len(file.captions) > 1 else {})
+        file, sides = self.files[index], self.buckets.sides[self.bucket_of[index]]
+        item: dict[str, Any] = {"caption": self.caption(index)}
+        if self.pictures and file.path is not None:
+            item["pixels"] = to_pixels(fit(open_picture(file.path), sides))
+        if file.source is not None:
+            item["source"] = fit(open_picture(file.source), sides)
+        if len(file.captions) > 1:
+            item["captions"] = file.captions
+        return item
 
     def caption(self, index: int) -> str:
         """The caption of item ``index`` in this epoch."""
         captions = self.files[index].captions
         return caption_at(captions, seed=self.seed, epoch=int(self._epoch), row=index)
 
+    def _bucket(self, file: CaptionedFile) -> int:
+        seen = file.source if not self.pictures else file.path
+        if len(self.buckets) == 1 or seen is None:
+            return 0
+        with Image.open(seen) as image:
+            return self.buckets.nearest(*upright_sides(image))
 
-def load_pixels(path: Path, *, size: tuple[int, int]) -> Tensor:
-    """The picture as (3, H, W) float32 in [-1, 1], covering ``size`` = (H, W)."""
-    with Image.open(path) as image:
-        upright = to_rgb(ImageOps.exif_transpose(image))
-    height, width = size
-    fitted = ImageOps.fit(upright, (width, height), method=Image.Resampling.LANCZOS)
-    array = np.asarray(fitted, dtype=np.float32) / 127.5 - 1
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: transparency on white, 16-bit grey scaled (PIL's own conversion clips it)."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float64) / 257
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    def content_files(self) -> list[Path]:
+        """All files whose contents the items depend on, those with captions apart."""
+        return [path for file in self.files for path in (file.path, file.source) if path is not None]
 
 
-def _check_pictures(folder: Path, files: list[CaptionedFile]) -> tuple[list[CaptionedFile], list[Problem]]:
+def readable_files(
+    folder: Path,
+    list_files: Callable[[Path], Listing],
+    needed: Callable[[CaptionedFile], list[Path]],
+    reason: Callable[[Path], str | None],
+    *,
+    on_error: OnError,
+    kind: str,
+) -> list[CaptionedFile]:
+    """The usable files of ``folder``; see :class:`FolderDataset` about the others.
+
+    ``needed``: what has to be readable of an entry; ``reason``: why a file is not.
+    """
+    if not folder.is_dir():
+        raise TwinflowError(f"{folder} is not a folder: give a folder of {kind}s with captions")
+    listing = list_files(folder)
+    readable, unreadable = _check(folder, listing.files, needed, reason, kind)
+    problems = listing.problems + unreadable
+    if problems and on_error == "raise":
+        raise TwinflowError(describe_problems(str(folder), problems, total=len(readable) + len(problems)))
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        logger.warning("%s: left out %d files\n%s", folder, len(problems), lines)
+    if not readable:
+        raise TwinflowError(
+            f"{folder} has no usable {kind}: add {kind}s, each with a caption in a .txt file of the same "
+            f"stem or in {METADATA_FILE}"
+        )
+    return readable
+
+
+def _check(
+    folder: Path,
+    files: list[CaptionedFile],
+    needed: Callable[[CaptionedFile], list[Path]],
+    reason: Callable[[Path], str | None],
+    kind: str,
+) -> tuple[list[CaptionedFile], list[Problem]]:
+    def fault(file: CaptionedFile) -> Problem | None:
+        for path in needed(file):
+            why = reason(path)
+            if why is not None:  # metadata may name files elsewhere
+                text = f"the {kind} cannot be read ({why}): replace or remove it"
+                return Problem(name=os.path.relpath(path, folder), text=text)
+        return None
+
     # Threads: decoding releases the interpreter lock, and reading waits for the disk.
     with ThreadPoolExecutor() as pool:
-        reasons = list(pool.map(_why_unreadable, [file.path for file in files]))
-    readable = [file for file, reason in zip(files, reasons, strict=True) if reason is None]
-    problems = [
-        Problem(
-            name=os.path.relpath(file.path, folder),  # metadata may name files elsewhere
-            text=f"the picture cannot be read ({reason}): replace or remove it",
-        )
-        for file, reason in zip(files, reasons, strict=True)
-        if reason is not None
-    ]
-    return readable, problems
+        faults = list(pool.map(fault, files))
+    readable = [file for file, problem in zip(files, faults, strict=True) if problem is None]
+    return readable, [problem for problem in faults if problem is not None]
 
 
-def _why_unreadable(path: Path) -> str | None:
+def why_unreadable(path: Path) -> str | None:
     """Read the whole file as cheaply as its format allows; ``None`` if it is sound."""
     try:
         with Image.open(path) as image:
@@ -138,17 +182,11 @@ def _why_unreadable(path: Path) -> str | None:
     return None
 
 
-def _describe(folder: Path, problems: list[Problem], *, total: int) -> str:
-    lines = [f"{len(problems)} of {total} entries of {folder} cannot be used:"]
+def describe_problems(where: str, problems: list[Problem], *, total: int) -> str:
+    """One message that names the first of ``problems`` and counts the others."""
+    lines = [f"{len(problems)} of {total} entries of {where} cannot be used:"]
     lines += [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         lines.append(f"  and {len(problems) - SHOWN_PROBLEMS} more")
     lines.append('Put them right, or leave them out with on_error="skip".')
     return "\n".join(lines)
-
-
-def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"size must be a side in pixels or (height, width), got {size!r}")
-    return sides[0], sides[1]

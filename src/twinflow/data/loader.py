@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,7 @@ from torch import Tensor
 
 from twinflow.conditions import concat_rows, take_rows
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """What a batch consists of: rows of the data set, each in its epoch."""
-
-    rows: list[int]
-    epochs: list[int]
+from twinflow.data.places import Places
 
 
 class ShuffledOrder:
