@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from twinflow.config import Recipe
 from twinflow.data.digits import DIGIT_CAPTIONS
+from twinflow.data.opening import open_data
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
@@ -26,20 +27,9 @@ NEW_SHAPEWORLD, NEW_DIGITS = "new:shapeworld", "new:digits"
 def build_dataset(recipe: Recipe) -> Any:
     """The data set of ``recipe.data``; everything that can be wrong with it is found here."""
     data = recipe.data
-    if data.kind == "shapeworld":
-        if recipe.model.part == "text_encoders":
-            return CaptionFacts(data.level, length=data.length, seed=data.seed)
-        from twinflow.data.shapeworld import ShapeWorldDataset
-
-        return ShapeWorldDataset(data.level, length=data.length, seed=data.seed)
-    if data.kind == "digits":
-        from twinflow.data.digits import DigitsDataset
-
-        return DigitsDataset(channels=3)
-    from twinflow.data.folder import FolderDataset
-
-    on_error: Literal["raise", "skip"] = "raise" if data.on_error == "stop" else "skip"
-    return FolderDataset(data.path, size=data.size, on_error=on_error)
+    if data.kind == "shapeworld" and recipe.model.part == "text_encoders":
+        return CaptionFacts(data.level, length=data.length, seed=data.seed)
+    return open_data(data, seed=recipe.train.seed)
 
 
 def build_model(recipe: Recipe, dataset: Any) -> Any:

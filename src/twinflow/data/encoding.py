@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from twinflow.conditions import concat_rows
+from twinflow.errors import TwinflowError
 
 Item = dict[str, Any]
 Sides = tuple[int, ...]  # height and width, or frames, height and width
@@ -95,8 +96,14 @@ class ItemEncoder:
         if "pixels" not in items[0]:
             return torch.zeros(len(items), *self._shape(item_sides(items[0])))
         groups = [items[i : i + self.together] for i in range(0, len(items), self.together)]
-        parts = [self.encoder.encode_images(torch.stack([i["pixels"] for i in g])) for g in groups]
+        parts = [self._states(torch.stack([item["pixels"] for item in group])) for group in groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _states(self, pixels: Tensor) -> Tensor:
+        try:
+            return self.encoder.encode_images(pixels)
+        except ValueError as error:
+            raise TwinflowError(f"data.size: {error}") from error
 
     def conditions(self, items: Sequence[Item], captions: Sequence[str]) -> list[Any]:
         """The conditions of ``captions`` for the items, in groups of ``together`` rows."""
@@ -120,15 +127,15 @@ class ItemEncoder:
             self._unconds[sides] = self._condition([self.unconditional], [], sides)
         return self._unconds[sides]
 
-    def batch(self, items: Sequence[Item], captions: Sequence[str]) -> EncodedBatch:
-        """All of it, of items of one size."""
+    def batch(self, items: Sequence[Item], captions: Sequence[str], *, guided: bool = True) -> EncodedBatch:
+        """All of it, of items of one size; without ``uncond`` unless ``guided``."""
         sides = {item_sides(item) for item in items}
         if len(sides) > 1:
             raise ValueError(f"the pictures of a batch must have one size, got {sorted(map(str, sides))}")
         return EncodedBatch(
             x=self.latents(items),
             cond=concat_rows(self.conditions(items, captions)),
-            uncond=self.uncond(items),
+            uncond=self.uncond(items) if guided else None,
         )
 
     def _condition(self, captions: list[str], sources: list[Any], sides: Sides | None) -> Any:

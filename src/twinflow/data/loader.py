@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from twinflow.conditions import concat_rows, take_rows
+from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
 from twinflow.data.places import Places
+from twinflow.data.rows import CachedExamples, MemoryRows
+from twinflow.data.stream import StreamDataset, StreamOrder
 
 
 class ShuffledOrder:
@@ -76,8 +79,6 @@ class Loader:
 class OnlineExamples:
     """Examples that are read and encoded each time they are used, ``together`` at a time (all, if ``None``)."""
 
-    uncond: Any = None  # each batch brings its own
-
     def __init__(
         self,
         dataset: Any,
@@ -86,8 +87,10 @@ class OnlineExamples:
         unconditional: str | None = None,
         seed: int = 0,
         together: int | None = None,
+        guided: bool = True,
     ) -> None:
         self.dataset, self.seed, self.unconditional = dataset, seed, unconditional
+        self.guided = guided  # whether batches need unconditional conditions
         self._encoder = ItemEncoder(encoder, unconditional=unconditional, together=together or sys.maxsize)
 
     def __len__(self) -> int:
@@ -111,7 +114,7 @@ class OnlineExamples:
                 str(self.unconditional) if drop else caption
                 for caption, drop in zip(captions, dropped.tolist(), strict=True)
             ]
-        return self._encoder.batch(items, captions)
+        return self._encoder.batch(items, captions, guided=self.guided)
 
 
 class LatentCache:
@@ -120,7 +123,16 @@ class LatentCache:
     For data of one picture size and one caption a picture, without source pictures.
     """
 
-    def __init__(self, latents: Tensor, caption_ids: Tensor, captions: list[str], conditions: Any) -> None:
+    def __init__(
+        self,
+        latents: Tensor,
+        caption_ids: Tensor,
+        captions: list[str],
+        conditions: Any,
+        *,
+        unconditional: str | None = None,
+    ) -> None:
+        self.unconditional = unconditional
         self.latents = latents  # (N, …)
         self.caption_ids = caption_ids  # (N,) int64: rows of captions and conditions
         self._captions = captions  # distinct; the last is the unconditional prompt, where there is one
@@ -160,7 +172,7 @@ class LatentCache:
         if unconditional is not None:
             captions.append(unconditional)
         conditions = concat_rows(items_of.conditions([dataset[0]] * len(captions), captions))
-        return cls(latents, caption_ids, captions, conditions)
+        return cls(latents, caption_ids, captions, conditions, unconditional=unconditional)
 
     def __len__(self) -> int:
         return len(self.caption_ids)
@@ -176,9 +188,43 @@ class LatentCache:
         ids = self.caption_ids[picked]
         if dropped is not None:
             ids = torch.where(dropped, len(self._captions) - 1, ids)
+        last = torch.tensor([len(self._captions) - 1])
         return EncodedBatch(
-            x=self.latents[picked.to(self.latents.device)], cond=take_rows(self.conditions, ids)
+            x=self.latents[picked.to(self.latents.device)],
+            cond=take_rows(self.conditions, ids),
+            uncond=take_rows(self.conditions, last) if self.unconditional is not None else None,
         )
 
 
-Examples = OnlineExamples | LatentCache
+Examples = OnlineExamples | LatentCache | CachedExamples
+Order = ShuffledOrder | BucketedOrder | StreamOrder
+
+
+def order_of(dataset: Any, *, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> Order:
+    """The order that the rows of ``dataset`` come in: batches of one size, if it has several."""
+    if isinstance(dataset, StreamDataset):
+        return StreamOrder(dataset, batch=batch, seed=seed, rank=rank, world_size=world_size)
+    buckets: Sequence[int] = getattr(dataset, "bucket_of", ())
+    if len(set(buckets)) > 1:
+        return BucketedOrder(buckets, batch=batch, seed=seed, rank=rank, world_size=world_size)
+    return ShuffledOrder(len(dataset), batch=batch, seed=seed, rank=rank, world_size=world_size)
+
+
+def cached_in_memory(
+    dataset: Any,
+    encoder: Encoder,
+    *,
+    unconditional: str | None = None,
+    seed: int = 0,
+    together: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Examples:
+    """All of ``dataset`` encoded, ``together`` rows at a time, and held in memory."""
+    plain = not hasattr(dataset, "bucket_of")  # as are data sets of one size and one caption a picture
+    if plain and dataset[0].keys() == {"pixels", "caption"}:
+        return LatentCache.of(
+            dataset, encoder, unconditional=unconditional, batch=together, progress=progress
+        )
+    items_of = ItemEncoder(encoder, unconditional=unconditional, together=together)
+    rows = MemoryRows.of(dataset, items_of, progress=progress)
+    return CachedExamples(rows, seed=seed, unconditional=unconditional)

@@ -14,12 +14,23 @@ from yaml import YAMLError
 from twinflow.errors import TwinflowError
 from twinflow.recipes.messages import disallowed, unknown_key
 from twinflow.recipes.objective import OBJECTIVES, resolve_objective
-from twinflow.recipes.sections import DigitsData, FolderData, Recipe, ShapeWorldData
+from twinflow.recipes.sections import (
+    DigitsData,
+    FolderData,
+    PromptsData,
+    Recipe,
+    ShapeWorldData,
+    TableData,
+    VideoData,
+)
 
 DATA_KINDS: dict[str, type[BaseModel]] = {
     "shapeworld": ShapeWorldData,
     "digits": DigitsData,
     "folder": FolderData,
+    "dataset": TableData,
+    "video": VideoData,
+    "prompts": PromptsData,
 }
 # A section of another kind has other keys: it replaces the one that it extends instead of merging with it.
 KIND_KEYS = {"objective": "name", "data": "kind"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from twinflow.data.loader import ShuffledOrder
+from twinflow.data.loader import Order, StreamOrder
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Objective
 from twinflow.training.averages import Averages
@@ -28,7 +28,7 @@ class RunState:
     averages: Averages
     optimizers: Optimizers
     objective: Objective
-    order: ShuffledOrder
+    order: Order
     generator: Generator
     processes: Processes
     device: torch.device
@@ -39,7 +39,10 @@ class RunState:
         """All of it; every process has to take part."""
         optimizer, scalars = self.optimizers.state_dict()
         tensors = {"weights": trained_weights(self.network), "optimizer": optimizer}
-        for rank, random in enumerate(self.processes.gather(random_state(self.generator), self.device)):
+        own = random_state(self.generator)
+        if isinstance(self.order, StreamOrder):
+            own["order"] = self.order.own_state()
+        for rank, random in enumerate(self.processes.gather(own, self.device)):
             tensors[f"random_{rank}"] = random
         state: dict[str, Any] = {
             "step": self.step,
@@ -66,6 +69,8 @@ class RunState:
             random = tensors.get(f"random_{self.processes.rank}")
             if random is not None:  # else this run has more processes than that which was saved
                 restore_random_state(self.generator, random)
+                if isinstance(self.order, StreamOrder):
+                    self.order.load_own_state(random["order"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise TwinflowError(f"{path} is a checkpoint of another model or run: {error}") from error

@@ -50,7 +50,7 @@ class OptimizerStep:
     clip: float | None
 
     def __call__(
-        self, step: int, batches: Iterable[EncodedBatch], *, count: int, uncond: Any, lr: float
+        self, step: int, batches: Iterable[EncodedBatch], *, count: int, lr: float
     ) -> tuple[list[Step], Tensor]:
         """Update the weights by the mean loss of ``count`` micro-batches; their results, and the gradient's norm."""
         results = []
@@ -59,7 +59,7 @@ class OptimizerStep:
                 self.field,
                 batch.x,
                 batch.cond,
-                uncond=uncond if batch.uncond is None else batch.uncond,
+                uncond=batch.uncond,
                 teacher=self.teacher,
                 generator=self.generator,
             )

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from twinflow.config import Recipe
-from twinflow.data.loader import EncodedBatch, Examples, LatentCache, OnlineExamples, ShuffledOrder
+from twinflow.data.loader import EncodedBatch, Examples, OnlineExamples, cached_in_memory, order_of
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Field, Objective
 from twinflow.training.averages import Averages
@@ -100,11 +100,6 @@ class Trainer:
             network.compile()
         self.objective.set_shard(self.processes.rank, self.processes.world_size)
         self.examples = self._encode()
-        with torch.no_grad():
-            prompt = recipe.unconditional_prompt
-            self.uncond = (
-                None if prompt is None else to_device(self.pipe.encode_prompts([prompt]), self.device)
-            )
         self.previewer = self._previewer()
         self.guard = FiniteGuard()
         self.state = RunState(
@@ -112,8 +107,8 @@ class Trainer:
             averages=self.averages,
             optimizers=Optimizers(parameters, recipe.optimizer),
             objective=self.objective,
-            order=ShuffledOrder(
-                len(self.dataset),
+            order=order_of(
+                self.dataset,
                 batch=recipe.train.batch,
                 seed=recipe.train.seed,
                 rank=self.processes.rank,
@@ -147,14 +142,23 @@ class Trainer:
 
     def _encode(self) -> Examples:
         data, unconditional = self.recipe.data, self.recipe.unconditional_prompt
+        seed = self.recipe.train.seed
         if not data.cache:
-            return OnlineExamples(self.dataset, self.pipe, unconditional=unconditional)
+            return OnlineExamples(
+                self.dataset,
+                self.pipe,
+                unconditional=unconditional,
+                seed=seed,
+                together=data.encode_batch,
+                guided=getattr(self.objective, "guidance", 1) > 0,
+            )
         self._display.start("encoding", total=len(self.dataset), unit="examples")
-        cache = LatentCache.of(
+        cache = cached_in_memory(
             self.dataset,
             self.pipe,
             unconditional=unconditional,
-            batch=data.encode_batch,
+            seed=seed,
+            together=data.encode_batch,
             progress=lambda done, _: self._display.update(done),
         )
         self._display.stop()
@@ -168,7 +172,12 @@ class Trainer:
             raise TwinflowError(
                 f"preview.every = {settings.every}, but what is trained can't draw: set it to 0"
             )
-        first = range(min(settings.count, len(self.dataset)))
+        if not settings.prompts and not hasattr(self.dataset, "__len__"):
+            raise TwinflowError(
+                "preview.prompts is empty, and streamed data has no first captions: name prompts, or set "
+                "preview.every to 0"
+            )
+        first = range(0 if settings.prompts else min(settings.count, len(self.dataset)))
         return Previewer(
             settings,
             cast(Drawable, self.pipe),
@@ -222,9 +231,7 @@ class Trainer:
         started = time.monotonic()
         train = self.recipe.train
         lr = learning_rate(self.recipe.optimizer, self.state.step, train.steps)
-        results, norm = self._step(
-            self.state.step + 1, self._micro_batches(), count=train.accumulate, uncond=self.uncond, lr=lr
-        )
+        results, norm = self._step(self.state.step + 1, self._micro_batches(), count=train.accumulate, lr=lr)
         self.averages.update()
         for result in results:
             self._window.add(result)

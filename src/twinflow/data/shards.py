@@ -1,0 +1,192 @@
+"""Tables of pictures and captions: parquet, webdataset shards, and whatever else ``datasets`` opens."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twinflow.data.captioned_files import Problem
+from twinflow.data.folder import OnError, describe_problems
+from twinflow.errors import TwinflowError
+
+logger = logging.getLogger(__name__)
+
+# The builder of ``datasets`` for each kind of file.
+BUILDERS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".arrow": "arrow",
+}
+
+
+@dataclass(kw_only=True)
+class Table:
+    """An open table. ``files``: the local files that it was read from; none for a data set on the hub."""
+
+    name: str
+    rows: Any  # datasets.Dataset, or datasets.IterableDataset if it is streamed
+    files: list[Path] = field(default_factory=list)
+
+
+def open_table(
+    path: str,
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    on_error: OnError = "raise",
+    options: Mapping[str, Any] | None = None,
+) -> Table:
+    """``path``: a file, a pattern such as ``shards/*.tar``, a folder of such files, a folder that
+    ``Dataset.save_to_disk`` wrote, or the name of a data set on the hub. ``options`` go to
+    ``datasets.load_dataset`` (``name``, ``revision``, …).
+
+    Shards are checked as far as that is cheap: archives by the headers of all members, parquet by its footer.
+    Broken ones are one :class:`TwinflowError` that names them, or are logged and left out.
+    """
+    files = local_files(path)
+    if files is None:
+        return Table(name=path, rows=_load(path, path, split=split, streaming=streaming, **(options or {})))
+    if files == [Path(path)] and Path(path).is_dir():
+        return Table(
+            name=path, rows=_saved(path, split, streaming), files=sorted(Path(path).rglob("*.arrow"))
+        )
+    builder = BUILDERS[files[0].suffix]
+
+    def load(sound: list[Path]) -> Table:
+        names = [str(file) for file in sound]
+        rows = _load(path, builder, split="train", streaming=streaming, data_files=names, **(options or {}))
+        return Table(name=path, rows=rows, files=sound)
+
+    sound = _sound(path, files, why_broken, on_error)
+    try:
+        return load(sound)
+    except TwinflowError:  # find the shard, to name it or to leave it out
+        return load(_sound(path, sound, why_unreadable_table, on_error))
+
+
+def local_files(path: str) -> list[Path] | None:
+    """The files that ``path`` names, in order; ``None`` if it can only be the name of a data set on the hub."""
+    place = Path(path)
+    if glob.has_magic(path):
+        files = sorted(Path(name) for name in glob.glob(path, recursive=True))
+        if not files:
+            raise TwinflowError(f"no file matches {path}")
+    elif place.is_file():
+        files = [place]
+    elif place.is_dir():
+        if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return [place]
+        files = sorted(file for file in place.rglob("*") if file.suffix in (".parquet", ".tar", ".arrow"))
+        if not files:
+            raise TwinflowError(
+                f"{path} has no .parquet, .tar or .arrow files: for pictures with captions in text files use "
+                "data.kind = 'folder'"
+            )
+    elif place.is_absolute() or path.startswith(".") or place.suffix in BUILDERS or path.count("/") > 1:
+        raise TwinflowError(f"there is no file or folder {path}")
+    else:
+        return None
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) > 1 or kinds[0] not in BUILDERS:
+        raise TwinflowError(
+            f"{path} names files of the kinds {', '.join(kinds)}: give files of one of {', '.join(BUILDERS)}"
+        )
+    return files
+
+
+def why_broken(file: Path) -> str | None:
+    """What is wrong with a shard, as far as that is cheap to see; ``None`` if nothing is."""
+    try:
+        if file.suffix == ".tar":
+            return _why_broken_archive(file)
+        if file.suffix == ".parquet":
+            from pyarrow import parquet
+
+            parquet.ParquetFile(file)  # reads the footer, which comes last
+    except Exception as error:  # readers raise whatever a broken file leads them to
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _why_broken_archive(file: Path) -> str | None:
+    """``tarfile`` takes a damaged header for the end of the archive: there, only zeros may follow."""
+    with tarfile.open(file, "r:") as archive:
+        while archive.next() is not None:
+            pass
+        end = archive.offset
+    with file.open("rb") as raw:
+        raw.seek(end)
+        if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            return f"the header at byte {end} is damaged"
+    return None
+
+
+def why_unreadable_table(file: Path) -> str | None:
+    """What is wrong with a shard, found by reading all of it."""
+    try:
+        if file.suffix == ".parquet":
+            from pyarrow import parquet
+
+            for _ in parquet.ParquetFile(file).iter_batches():
+                pass
+        else:
+            for _ in _load(
+                str(file), BUILDERS[file.suffix], split="train", streaming=True, data_files=str(file)
+            ):
+                pass
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _sound(
+    path: str, files: Sequence[Path], why: Callable[[Path], str | None], on_error: OnError
+) -> list[Path]:
+    with ThreadPoolExecutor() as pool:
+        reasons = list(pool.map(why, files))
+    problems = [
+        Problem(name=str(file), text=f"the shard cannot be read ({reason}): replace or remove it")
+        for file, reason in zip(files, reasons, strict=True)
+        if reason is not None
+    ]
+    sound = [file for file, reason in zip(files, reasons, strict=True) if reason is None]
+    if problems and (on_error == "raise" or not sound):
+        raise TwinflowError(describe_problems(path, problems, total=len(files)))
+    for problem in problems:
+        logger.warning("%s: left out a shard\n  %s", path, problem)
+    return sound
+
+
+def _saved(path: str, split: str, streaming: bool) -> Any:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(path)
+        table = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+    except Exception as error:
+        raise TwinflowError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+    return table.to_iterable_dataset(num_shards=64) if streaming else table
+
+
+def _load(path: str, what: str, **arguments: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(what, **arguments)
+    except Exception as error:  # builders and the hub's client raise whatever a bad source leads them to
+        cause = error.__cause__ or error
+        where = (
+            ""
+            if "data_files" in arguments and what in BUILDERS.values()
+            else (": it is no file or folder here, and was looked for on the hub")
+        )
+        raise TwinflowError(f"{path} can't be opened{where} ({type(cause).__name__}: {cause})") from error

@@ -1,0 +1,166 @@
+"""Clips of videos with captions: frames at a given rate, read by PyAV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from twinflow.data.buckets import Buckets
+from twinflow.data.captioned_files import VIDEO_SUFFIXES, CaptionedFile, list_captioned_files
+from twinflow.data.encoding import caption_at
+from twinflow.data.folder import OnError, readable_files
+from twinflow.data.pictures import fit, to_pixels, to_rgb
+from twinflow.errors import TwinflowError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """What the container says of a video, and what reading it showed."""
+
+    seconds: float
+    height: int
+    width: int
+
+
+class VideoDataset:
+    """Map-style dataset of clips; item -> {"pixels": (3, frames, H, W) float32 in [-1, 1], "caption": str}.
+
+    ``path`` is a folder as :class:`twinflow.data.folder.FolderDataset` takes it, of videos. Each video gives as
+    many clips as follow one another in it, ``clips`` at most (``None``: all). A clip shows ``frames`` pictures,
+    1 / ``fps`` seconds apart: of each moment the frame that a player would show.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        size: int | tuple[int, int] | Buckets,
+        frames: int,
+        fps: float,
+        clips: int | None = 1,
+        on_error: OnError = "raise",
+        seed: int = 0,
+    ) -> None:
+        if frames < 1 or not fps > 0 or (clips is not None and clips < 1):
+            raise ValueError(
+                f"frames and clips must be at least 1 and fps above 0, got {frames}, {clips} and {fps}"
+            )
+        _av()
+        self.buckets = size if isinstance(size, Buckets) else Buckets.fixed(size)
+        self.path, self.frames, self.fps, self.seed = Path(path), frames, fps, seed
+        self._videos: dict[Path, Video] = {}
+        files: list[CaptionedFile] = readable_files(
+            self.path,
+            partial(list_captioned_files, suffixes=VIDEO_SUFFIXES),
+            lambda file: [file.path] if file.path else [],
+            self._why_unusable,
+            on_error=on_error,
+            kind="video",
+        )
+        self.clips: list[tuple[CaptionedFile, int]] = []  # the video, and the number of the clip in it
+        for file in files:
+            assert file.path is not None
+            there = self._fitting(self._videos[file.path])
+            self.clips += [(file, number) for number in range(min(there, clips or there))]
+        sides = [self._videos[file.path] for file, _ in self.clips if file.path is not None]
+        self.bucket_of = [self.buckets.nearest(video.height, video.width) for video in sides]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file, number = self.clips[index]
+        assert file.path is not None
+        pictures = read_clip(
+            file.path, start=number * self.frames / self.fps, frames=self.frames, fps=self.fps
+        )
+        sides = self.buckets.sides[self.bucket_of[index]]
+        pixels = torch.stack([to_pixels(fit(picture, sides)) for picture in pictures], dim=1)
+        item = {"pixels": pixels, "caption": caption_at(file.captions, seed=self.seed, epoch=0, row=index)}
+        return item | ({"captions": file.captions} if len(file.captions) > 1 else {})
+
+    def _fitting(self, video: Video) -> int:
+        """How many clips follow one another in it; the last frame is shown until the end."""
+        return math.floor(video.seconds * self.fps / self.frames + 1e-6)
+
+    def _why_unusable(self, path: Path) -> str | None:
+        try:
+            video = examine(path)
+        except Exception as error:  # decoders raise whatever a broken file leads them to
+            return f"{type(error).__name__}: {error}".replace(str(path), path.name)
+        if self._fitting(video) < 1:
+            return (
+                f"it is {video.seconds:.2f} s long, and {self.frames} frames at {self.fps:g} a second need "
+                f"{self.frames / self.fps:.2f} s"
+            )
+        self._videos[path] = video
+        return None
+
+    def content_files(self) -> list[Path]:
+        """All files whose contents the items depend on, those with captions apart."""
+        return list(dict.fromkeys(file.path for file, _ in self.clips if file.path is not None))
+
+
+def examine(path: Path) -> Video:
+    """Decode the whole video and say what it is; raises what the decoder raises."""
+    first: Image.Image | None = None
+    end = 0.0
+    with _av().open(str(path)) as container:
+        stream = container.streams.video[0]
+        length = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        begun: float | None = None
+        for frame in container.decode(stream):
+            if begun is None:
+                begun, first = float(frame.time), frame.to_image()
+            end = float(frame.time) - begun + length
+    if first is None:
+        raise ValueError("it has no frame")
+    return Video(seconds=end, height=first.height, width=first.width)
+
+
+def read_clip(path: Path, *, start: float, frames: int, fps: float) -> list[Image.Image]:
+    """The RGB frames that are shown ``start``, ``start`` + 1 / ``fps``, … seconds after the first one."""
+    moments = [start + k / fps + 1e-6 for k in range(frames)]
+    shown: list[Image.Image] = []
+    with _av().open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        begun = float((stream.start_time or 0) * stream.time_base)
+        if start > 0:  # to the last key frame before it
+            container.seek(int((begun + start) / stream.time_base), stream=stream, backward=True)
+        latest = None
+        for time, frame in _frames(container, stream, begun):
+            while latest is not None and len(shown) < frames and moments[len(shown)] < time:
+                shown.append(to_rgb(latest.to_image()))
+            latest = frame
+            if len(shown) == frames:
+                break
+        while latest is not None and len(shown) < frames:
+            shown.append(to_rgb(latest.to_image()))
+    if len(shown) < frames:
+        raise TwinflowError(f"{path} ends before {start + frames / fps:.2f} s: has it changed? Start again")
+    return shown
+
+
+def _frames(container: Any, stream: Any, begun: float) -> Iterator[tuple[float, Any]]:
+    for frame in container.decode(stream):
+        yield float(frame.time) - begun, frame
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise TwinflowError(
+            "videos are read by PyAV, which is not installed: pip install twinflow[video]"
+        ) from error
+    return av
