@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from twinflow.config import Recipe
+from twinflow.data.cache import INDEX_FILE, CachedRows, check_identity, read_index, write_cache
 from twinflow.data.digits import DIGIT_CAPTIONS
+from twinflow.data.encoding import ItemEncoder
+from twinflow.data.identity import FileHashes, data_identity, model_identity
 from twinflow.data.opening import open_data
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
@@ -27,9 +31,47 @@ NEW_SHAPEWORLD, NEW_DIGITS = "new:shapeworld", "new:digits"
 def build_dataset(recipe: Recipe) -> Any:
     """The data set of ``recipe.data``; everything that can be wrong with it is found here."""
     data = recipe.data
+    if isinstance(data.cache, str):
+        return open_cache(recipe)
     if data.kind == "shapeworld" and recipe.model.part == "text_encoders":
         return CaptionFacts(data.level, length=data.length, seed=data.seed)
     return open_data(data, seed=recipe.train.seed)
+
+
+def open_cache(recipe: Recipe) -> CachedRows:
+    """What :func:`cache` wrote to ``data.cache``; refused if it was made of anything else than is there now."""
+    rows = CachedRows(recipe.data.cache)
+    hashes = FileHashes(rows.index["files"])
+    check_identity(rows.folder, rows.index, _identity(recipe, hashes))
+    return rows
+
+
+def cache(recipe: Recipe, *, progress: Callable[[int, int], None] | None = None) -> CachedRows:
+    """Encode all of the recipe's data into the folder ``data.cache``, or go on where that was stopped."""
+    data = recipe.data
+    if not isinstance(data.cache, str):
+        raise TwinflowError("data.cache must name the folder to write: add data.cache=FOLDER")
+    folder, hashes = Path(data.cache), FileHashes()
+    if (folder / INDEX_FILE).is_file():
+        hashes = FileHashes(read_index(folder)["files"])
+    identity = _identity(recipe, hashes)  # before the work: files that change meanwhile differ from it
+    if (folder / INDEX_FILE).is_file():
+        check_identity(folder, read_index(folder), identity)
+    dataset = open_data(data, seed=recipe.train.seed)
+    pipe = build_model(recipe, dataset)
+    encoder = ItemEncoder(pipe, unconditional=recipe.unconditional_prompt, together=data.encode_batch)
+    write_cache(folder, dataset, encoder, identity=identity, hashes=hashes, progress=progress)
+    return CachedRows(folder)
+
+
+def _identity(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
+    model = recipe.model
+    settings = {"call": model.call, "dtype": model.dtype}
+    return {
+        "model": model_identity(model.path, settings=settings, hashes=hashes),
+        "data": data_identity(recipe.data, hashes=hashes),
+        "unconditional_prompt": recipe.unconditional_prompt,
+    }
 
 
 def build_model(recipe: Recipe, dataset: Any) -> Any:

@@ -227,4 +227,4 @@ def cached_in_memory(
         )
     items_of = ItemEncoder(encoder, unconditional=unconditional, together=together)
     rows = MemoryRows.of(dataset, items_of, progress=progress)
-    return CachedExamples(rows, seed=seed, unconditional=unconditional)
+    return CachedExamples(rows, seed=seed)

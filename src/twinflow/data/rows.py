@@ -31,7 +31,9 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> EncodedRow: ...
+    def row(self, index: int, *, number: int | None = None) -> EncodedRow:
+        """``number``: that of the only caption whose condition is needed."""
+        ...
 
     def captions(self, index: int) -> tuple[str, ...]: ...
 
@@ -100,7 +102,7 @@ class MemoryRows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def row(self, index: int) -> EncodedRow:
+    def row(self, index: int, *, number: int | None = None) -> EncodedRow:
         return self._rows[index]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -110,8 +112,8 @@ class MemoryRows:
 class CachedExamples:
     """Examples of encoded rows; the batches are those of :class:`twinflow.data.loader.OnlineExamples`."""
 
-    def __init__(self, rows: Rows, *, seed: int = 0, unconditional: str | None = None) -> None:
-        self.rows, self.seed, self.unconditional = rows, seed, unconditional
+    def __init__(self, rows: Rows, *, seed: int = 0) -> None:
+        self.rows, self.seed = rows, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,15 +125,15 @@ class CachedExamples:
         self, rows: Sequence[int], dropped: Tensor | None = None, *, epochs: Sequence[int] | None = None
     ) -> EncodedBatch:
         """As :meth:`twinflow.data.loader.OnlineExamples.batch`."""
-        encoded = [self.rows.row(row) for row in rows]
-        conds = []
-        for place, (one, row) in enumerate(zip(encoded, rows, strict=True)):
-            epoch = epochs[place] if epochs else 0
-            number = caption_number(len(one.conds), seed=self.seed, epoch=epoch, row=row)
+        encoded, conds = [], []
+        for place, row in enumerate(rows):
+            captions, epoch = self.rows.captions(row), epochs[place] if epochs else 0
+            number = caption_number(len(captions), seed=self.seed, epoch=epoch, row=row)
+            one = self.rows.row(row, number=number)
             drop = dropped is not None and bool(dropped[place])
+            encoded.append(one)
             conds.append(one.uncond if drop else one.conds[number])
-        first = encoded[0]
-        uncond = first.uncond
-        if uncond is not None and first.own_uncond:
+        uncond = encoded[0].uncond
+        if uncond is not None and encoded[0].own_uncond:
             uncond = concat_rows([one.uncond for one in encoded])
         return EncodedBatch(x=torch.cat([one.x for one in encoded]), cond=concat_rows(conds), uncond=uncond)

@@ -118,15 +118,18 @@ def why_broken(file: Path) -> str | None:
 
 
 def _why_broken_archive(file: Path) -> str | None:
-    """``tarfile`` takes a damaged header for the end of the archive: there, only zeros may follow."""
+    """``tarfile`` takes a damaged header, and the end of the file, for the end of the archive, which is zeros."""
     with tarfile.open(file, "r:") as archive:
         while archive.next() is not None:
             pass
         end = archive.offset
     with file.open("rb") as raw:
         raw.seek(end)
-        if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            return f"the header at byte {end} is damaged"
+        block = raw.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        return f"it is cut off at byte {end}: the mark of its end is missing"
+    if block.strip(b"\0"):
+        return f"the header at byte {end} is damaged"
     return None
 
 

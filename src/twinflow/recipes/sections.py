@@ -286,6 +286,11 @@ class Recipe(Section):
                 f"data.kind = {self.data.kind!r} gives prompts without pictures here: set "
                 "objective.image_free = true, or give pictures"
             )
+        if isinstance(self.data.cache, str) and self.model.part != "transformer":
+            raise ValueError(
+                f"data.cache = {self.data.cache!r} holds latents, but model.part = {self.model.part!r} is trained on "
+                "what it encodes itself: set data.cache to true or false"
+            )
         if getattr(objective, "teacher", "self") == "ema" and self.ema.teacher_decay == 0:
             raise ValueError(
                 "objective.teacher = 'ema' needs an average, but ema.teacher_decay = 0: "

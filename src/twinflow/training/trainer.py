@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from twinflow.config import Recipe
+from twinflow.data.cache import CachedRows
 from twinflow.data.loader import EncodedBatch, Examples, OnlineExamples, cached_in_memory, order_of
+from twinflow.data.rows import CachedExamples
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Field, Objective
 from twinflow.training.averages import Averages
@@ -143,6 +145,8 @@ class Trainer:
     def _encode(self) -> Examples:
         data, unconditional = self.recipe.data, self.recipe.unconditional_prompt
         seed = self.recipe.train.seed
+        if isinstance(self.dataset, CachedRows):
+            return CachedExamples(self.dataset, seed=seed)
         if not data.cache:
             return OnlineExamples(
                 self.dataset,

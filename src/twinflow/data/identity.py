@@ -1,0 +1,154 @@
+"""What a cache was made of: the encoders, the settings, the contents of the files; and what differs from now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from twinflow.assets import locate
+from twinflow.data.shards import local_files
+from twinflow.errors import TwinflowError
+
+# Parts of a pipeline that training changes, or that have no say in what is encoded.
+TRAINED = ("transformer", "transformer_2", "scheduler")
+# Settings of a data section that don't change what an example is.
+FREE = ("cache", "encode_batch", "window", "path")
+SHOWN = 5
+
+Stat = tuple[int, int, str]  # size, time of the last change, hash
+
+
+class FileHashes:
+    """Hashes of files' contents. A file of the same size and time of change as before is not read again."""
+
+    def __init__(self, known: Mapping[str, Any] | None = None) -> None:
+        self.known: dict[str, Stat] = {name: tuple(stat) for name, stat in (known or {}).items()}  # type: ignore[misc]
+
+    def of(self, folder: Path, files: Iterable[Path], *, prefix: str) -> dict[str, str]:
+        """Hash by name relative to ``folder``."""
+        listed = sorted(set(files))
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(lambda file: self._hash(prefix, file), listed))
+        return {_relative(file, folder): value for file, value in zip(listed, hashes, strict=True)}
+
+    def _hash(self, prefix: str, file: Path) -> str:
+        stat = file.stat()
+        key = f"{prefix} {file.resolve()}"
+        known = self.known.get(key)
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2]
+        with file.open("rb") as raw:
+            value = hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        self.known[key] = (stat.st_size, stat.st_mtime_ns, value)
+        return value
+
+
+def model_identity(path: str, *, settings: Mapping[str, Any], hashes: FileHashes) -> dict[str, Any]:
+    """Of a pipeline's folder or hub id: its class, its encoders' files, and ``settings`` of how it is opened."""
+    folder = pipeline_folder(path)
+    parts = json.loads((folder / "model_index.json").read_text())
+    names = [n for n, part in parts.items() if isinstance(part, list) and part[1] and n not in TRAINED]
+    files = [
+        file
+        for name in sorted(names)
+        for file in (folder / name).rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    ]
+    configs = [folder / "transformer" / "config.json"]  # says how latents are packed
+    files += [file for file in configs if file.is_file()]
+    return {
+        "class": parts.get("_class_name"),
+        "files": hashes.of(folder, files, prefix="model"),
+        **{key: _plain(value) for key, value in settings.items()},
+    }
+
+
+def pipeline_folder(path: str) -> Path:
+    """The folder of a pipeline: itself, an embedded one, or where the hub's client keeps it."""
+    folder = Path(locate(path))
+    if (folder / "model_index.json").is_file():
+        return folder
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(path))
+    except Exception as error:  # the hub's client raises whatever the network leads it to
+        raise TwinflowError(f"{path} is not a folder or a model on the hub: {error}") from error
+
+
+def data_identity(settings: Any, *, hashes: FileHashes) -> dict[str, Any]:
+    """Of a data section: what it says, and the contents of its files.
+
+    Of a data set on the hub there is its name and revision alone.
+    """
+    said = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE}
+    path = getattr(settings, "path", None)
+    if path is None:
+        return said
+    place = Path(path)
+    if settings.kind == "dataset":
+        files = local_files(path)
+        if files is None:
+            return said | {"hub": path}
+        if files == [place] and place.is_dir():
+            files = [file for file in place.rglob("*") if file.is_file()]
+    elif place.is_dir():
+        files = [file for file in place.rglob("*") if file.is_file() and not _hidden(file, place)]
+    elif place.is_file():
+        files = [place]
+    else:
+        raise TwinflowError(f"there is no file or folder {path}")
+    folder = place if place.is_dir() else place.parent
+    return said | {"contents": _digest(hashes.of(folder, files, prefix="data"))}
+
+
+def differences(former: Any, present: Any, name: str = "") -> list[str]:
+    """One line for each value that differs."""
+    if isinstance(former, dict) and isinstance(present, dict):
+        keys = dict.fromkeys([*former, *present])
+        return [
+            line
+            for key in keys
+            for line in differences(former.get(key), present.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if former == present else [f"{name}: {former!r} in the cache, {present!r} now"]
+
+
+def describe_differences(lines: list[str]) -> str:
+    shown = [f"  {line}" for line in lines[:SHOWN]]
+    return "\n".join(shown + ([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+
+
+def _digest(named: Mapping[str, str]) -> dict[str, Any]:
+    """One hash of all; few files are listed one by one, so that the one that differs can be named."""
+    if len(named) <= 64:
+        return dict(named)
+    text = json.dumps(sorted(named.items())).encode()
+    return {"files": len(named), "hash": hashlib.blake2b(text, digest_size=16).hexdigest()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON, with the hash of anything else: of a picture in the call that a pipeline is opened with."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raw = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    try:
+        return file.relative_to(folder).as_posix()
+    except ValueError:
+        return file.as_posix()

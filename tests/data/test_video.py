@@ -1,0 +1,95 @@
+"""Clips of videos: each frame is the one that a player would show at its moment."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twinflow.data.buckets import Buckets
+from twinflow.data.loader import collate
+from twinflow.data.video import VideoDataset
+from twinflow.errors import TwinflowError
+
+av = pytest.importorskip("av", reason="videos are read by PyAV: pip install twinflow[video]")
+
+RATE = 8  # frames a second of the videos here; frame i has the grey value 10 i
+
+
+def write_video(
+    path: Path, *, frames: int = 16, width: int = 32, height: int = 16, caption: str = "a clip"
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(RATE))
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 4
+        stream.bit_rate = 4_000_000
+        for i in range(frames):
+            picture = np.full((height, width, 3), 10 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    path.with_suffix(".txt").write_text(caption)
+
+
+def numbers(item: dict) -> list[int]:
+    """Which frame of the video each frame of the clip is."""
+    greys = (item["pixels"][:, :, 4, 4].mean(0) + 1) * 127.5
+    assert (greys / 10 - (greys / 10).round()).abs().max() < 0.45
+    return (greys / 10).round().int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames", "expected"),
+    [
+        (8, 5, [0, 1, 2, 3, 4]),
+        (4, 5, [0, 2, 4, 6, 8]),
+        (16, 5, [0, 0, 1, 1, 2]),
+        (3, 6, [0, 2, 5, 8, 10, 13]),
+    ],
+)
+def test_frames_are_those_of_their_moments(
+    tmp_path: Path, fps: float, frames: int, expected: list[int]
+) -> None:
+    write_video(tmp_path / "a.mp4")
+    (item,) = VideoDataset(tmp_path, size=(16, 32), frames=frames, fps=fps)
+    assert item["caption"] == "a clip"
+    assert item["pixels"].shape == (3, frames, 16, 32)
+    assert numbers(item) == expected
+
+
+def test_a_video_gives_as_many_clips_as_follow_one_another(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4")
+    write_video(tmp_path / "sub" / "b.mkv", frames=7, caption="short")
+    data = VideoDataset(tmp_path, size=16, frames=5, fps=8, clips=None)
+    assert [(item["caption"], numbers(item)) for item in data] == [
+        ("a clip", [0, 1, 2, 3, 4]),
+        ("a clip", [5, 6, 7, 8, 9]),
+        ("a clip", [10, 11, 12, 13, 14]),
+        ("short", [0, 1, 2, 3, 4]),
+    ]
+    assert collate([data[0], data[3]])["pixels"].shape == (2, 3, 5, 16, 16)
+    assert len(VideoDataset(tmp_path, size=16, frames=5, fps=8, clips=2)) == 3
+
+
+def test_clips_go_to_buckets(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", width=32, height=16)
+    write_video(tmp_path / "b.mp4", width=16, height=32)
+    data = VideoDataset(tmp_path, size=Buckets(((32, 16), (16, 32))), frames=3, fps=8)
+    assert [tuple(item["pixels"].shape) for item in data] == [(3, 3, 16, 32), (3, 3, 32, 16)]
+
+
+def test_videos_that_can_not_be_used(tmp_path: Path) -> None:
+    write_video(tmp_path / "good.mp4")
+    write_video(tmp_path / "short.mp4", frames=3)
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "text.txt").write_text("a caption")
+    write_video(tmp_path / "silent.mp4")
+    (tmp_path / "silent.txt").unlink()
+    with pytest.raises(TwinflowError) as caught:
+        VideoDataset(tmp_path, size=16, frames=8, fps=8)
+    said = str(caught.value)
+    for words in ("3 of 4", "short.mp4", "0.38 s long", "text.mp4", "silent.mp4: it has no caption"):
+        assert words in said
+    assert len(VideoDataset(tmp_path, size=16, frames=8, fps=8, on_error="skip")) == 1
