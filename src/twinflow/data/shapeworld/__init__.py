@@ -5,7 +5,7 @@
 """
 
 from twinflow.data.shapeworld.captions import TASKS, all_captions, evaluation_suite, held_out
-from twinflow.data.shapeworld.dataset import ShapeWorldDataset
+from twinflow.data.shapeworld.dataset import ShapeWorldDataset, write_folder
 from twinflow.data.shapeworld.scenes import SceneObject, draw_scene, render
 from twinflow.data.shapeworld.world import LEVELS, Level, get_level
 
@@ -21,4 +21,5 @@ __all__ = [
     "get_level",
     "held_out",
     "render",
+    "write_folder",
 ]

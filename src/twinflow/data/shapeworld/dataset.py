@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from twinflow.data.shapeworld.captions import TASKS, training_captions
 from twinflow.data.shapeworld.scenes import draw_scene, render
@@ -40,3 +42,18 @@ class ShapeWorldDataset:
         image = render(draw_scene(caption, rng, self.level), self.level)
         pixels = torch.from_numpy(image).permute(2, 0, 1) * 2 - 1
         return {"pixels": pixels.contiguous(), "caption": caption["prompt"]}
+
+
+def write_folder(path: str | Path, *, count: int, level: str = "tiny", seed: int = 0) -> Path:
+    """Write the first ``count`` scenes as ``000000.png`` with its caption in ``000000.txt``, and so on.
+
+    Such a folder trains as any other: ``data: {kind: folder, path: …, size: 32}``.
+    """
+    folder, scenes = Path(path), ShapeWorldDataset(level, length=count, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        scene = scenes[index]
+        array = ((scene["pixels"] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(folder / f"{index:06}.png")
+        (folder / f"{index:06}.txt").write_text(scene["caption"] + "\n")
+    return folder

@@ -1,0 +1,111 @@
+"""Recipes with data of every kind, from the disk to a finished run, with a cache and without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipelines.tiny import lively_pipeline
+from twinflow.cli import cache as _registered  # noqa: F401 - puts its command on the app
+from twinflow.cli.app import app
+from twinflow.config import make_recipe
+from twinflow.data.shapeworld import write_folder
+from twinflow.errors import TwinflowError
+from twinflow.launch import launch
+from twinflow.training.metrics import read_metrics
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    lively_pipeline().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve scenes, half of them made wide or high, some with two captions."""
+    folder = write_folder(tmp_path_factory.mktemp("pictures"), count=12)
+    lines = []
+    for i, file in enumerate(sorted(folder.glob("*.png"))):
+        shape = [(32, 32), (40, 20), (20, 40)][i % 3]
+        Image.open(file).resize(shape).save(file)
+        caption = file.with_suffix(".txt").read_text().strip()
+        lines.append({"file_name": file.name, "text": [caption, "a photo of a square"][: 1 + i % 2]})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def recipe(model: Path, output: Path, data: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    return {
+        "model": {"path": str(model)},
+        "data": data,
+        "objective": {"name": "twinflow", "guidance": 0.3},
+        "caption_dropout": 0.2,
+        "train": {"steps": 4, "batch": 3},
+        "log": {"every": 1, "tensorboard": False},
+        "output": str(output),
+        **sections,
+    }
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    timing = ("seconds", "rows_per_second")
+    lines = read_metrics(output / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def test_cached_and_uncached_training_are_the_same_run(tmp_path: Path, model: Path, pictures: Path) -> None:
+    """Buckets, several captions, dropped captions and guidance, bit for bit."""
+    data = {"kind": "folder", "path": str(pictures), "size": SIZE, "buckets": True, "multiple": 8}
+    launch(make_recipe(recipe(model, tmp_path / "online", data)))
+
+    file, folder = tmp_path / "recipe.yaml", tmp_path / "cache"
+    file.write_text(json.dumps(recipe(model, tmp_path / "cached", data)))
+    result = CliRunner().invoke(app, ["cache", str(file), f"data.cache={folder}"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "12 rows in " in result.output
+    cached = {**data, "cache": str(folder)}
+    launch(make_recipe(recipe(model, tmp_path / "cached", cached)))
+    launch(make_recipe(recipe(model, tmp_path / "memory", {**data, "cache": True})))
+    expected = losses(tmp_path / "online")
+    assert len(expected) == 4
+    assert losses(tmp_path / "cached") == expected
+    assert losses(tmp_path / "memory") == expected
+
+    def refused(words: str, raw: dict[str, Any]) -> None:
+        with pytest.raises(TwinflowError, match=words):
+            launch(make_recipe(raw))
+
+    other = recipe(model, tmp_path / "other", {**cached, "size": 24})
+    refused("(?s)made of something else.*data.size: 16 in the cache, 24 now", other)
+    prompt = recipe(model, tmp_path / "other", cached, unconditional_prompt="a photo of a square")
+    refused("unconditional_prompt: '' in the cache", prompt)
+    named = (pictures / "000000.png").read_bytes()
+    (pictures / "000000.png").write_bytes((pictures / "000003.png").read_bytes())
+    refused("data.contents.000000.png", recipe(model, tmp_path / "other", cached))
+    (pictures / "000000.png").write_bytes(named)
+    refused("there is no cache", recipe(model, tmp_path / "other", {**data, "cache": "nowhere"}))
+
+
+def test_prompts_alone(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a photo of a red circle\na photo of two squares\n")
+    data = {"kind": "prompts", "path": str(tmp_path / "prompts.txt")}
+    image_free = {"name": "twinflow", "image_free": True, "teacher": "frozen", "guidance": 1.0}
+    raw = recipe(model, tmp_path / "run", data, objective=image_free, caption_dropout=0.0)
+    assert launch(make_recipe(raw)).status == "finished"
+    with pytest.raises(TwinflowError, match="data.kind = 'prompts'.*objective.image_free = true"):
+        make_recipe(recipe(model, tmp_path / "run", data))
+
+
+def test_a_size_that_the_autoencoder_does_not_divide(tmp_path: Path, model: Path, pictures: Path) -> None:
+    data = {"kind": "folder", "path": str(pictures), "size": 15}
+    with pytest.raises(TwinflowError, match=r"divisible|divide"):
+        launch(make_recipe(recipe(model, tmp_path / "run", data)))
