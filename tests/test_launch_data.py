@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from twinflow.cli.app import app
 from twinflow.config import make_recipe
 from twinflow.data.shapeworld import write_folder
 from twinflow.errors import TwinflowError
-from twinflow.launch import launch
+from twinflow.launch import cache, launch
+from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.metrics import read_metrics
 
 SIZE = 16
@@ -93,6 +96,37 @@ def test_cached_and_uncached_training_are_the_same_run(tmp_path: Path, model: Pa
     refused("data.contents.000000.png", recipe(model, tmp_path / "other", cached))
     (pictures / "000000.png").write_bytes(named)
     refused("there is no cache", recipe(model, tmp_path / "other", {**data, "cache": "nowhere"}))
+
+
+ENCODERS = ("vae", "text_encoder", "text_encoder_2")
+
+
+def test_a_cached_run_reads_no_weight_of_the_encoders(
+    tmp_path: Path, model: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their files are spoilt once the cache is there; what is saved has the files as they are."""
+    copied = tmp_path / "model"
+    shutil.copytree(model, copied)
+    data = {"kind": "folder", "path": str(pictures), "size": SIZE, "cache": str(tmp_path / "cache")}
+    raw = recipe(copied, tmp_path / "run", data, preview={"every": 0})
+    cache(make_recipe(raw))
+    spoilt = [
+        copied / name / file.name for name in ENCODERS for file in (copied / name).glob("*.safetensors")
+    ]
+    assert len(spoilt) == 3
+    for file in spoilt:
+        stat = file.stat()
+        file.write_bytes(b"\xff" * stat.st_size)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    result = launch(make_recipe(raw))
+    assert "can't be left out" not in caplog.text
+    assert result.pipeline is not None
+    for file in spoilt:
+        assert (result.pipeline / file.relative_to(copied)).read_bytes() == file.read_bytes()
+    for name in ENCODERS:  # with the files put right it is a pipeline as any other
+        shutil.copytree(model / name, result.pipeline / name, dirs_exist_ok=True)
+    drawn = AnyStepPipeline.from_pretrained(result.pipeline)("a photo of a red circle", nfe=1)
+    assert drawn.pixels.isfinite().all()
 
 
 def test_prompts_alone(tmp_path: Path, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,30 @@ from typing import Any
 import torch
 
 from twinflow.config import Recipe
-from twinflow.data.cache import INDEX_FILE, CachedRows, check_identity, read_index, write_cache
+from twinflow.data.cache import (
+    INDEX_FILE,
+    RECORD_FILE,
+    CachedRows,
+    check_folder,
+    check_identity,
+    read_index,
+    write_cache,
+)
 from twinflow.data.digits import DIGIT_CAPTIONS
 from twinflow.data.encoding import ItemEncoder
-from twinflow.data.identity import FileHashes, data_identity, model_identity
+from twinflow.data.identity import FileHashes, data_identity, model_identity, pipeline_folder
 from twinflow.data.opening import open_data
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.training import RunResult, Trainer
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
 NEW_SHAPEWORLD, NEW_DIGITS = "new:shapeworld", "new:digits"
@@ -36,6 +47,19 @@ def build_dataset(recipe: Recipe) -> Any:
     if data.kind == "shapeworld" and recipe.model.part == "text_encoders":
         return CaptionFacts(data.level, length=data.length, seed=data.seed)
     return open_data(data, seed=recipe.train.seed)
+
+
+def build_for_cache(recipe: Recipe, rows: CachedRows) -> Any:
+    """What is trained, without autoencoder and text encoders where that is possible: if nothing is drawn, and if the
+    pipeline asks nothing of them while it is opened but what it asked when the cache was written."""
+    if recipe.preview.every:
+        return build_model(recipe, rows)
+    try:
+        with left_out(pipeline_folder(recipe.model.path), rows.folder / RECORD_FILE):
+            return build_model(recipe, rows)
+    except Exception as error:  # of whatever a pipeline does to a part without weights
+        logger.warning("autoencoder and text encoders can't be left out: %s", error)
+    return build_model(recipe, rows)
 
 
 def open_cache(recipe: Recipe) -> CachedRows:
@@ -55,10 +79,11 @@ def cache(recipe: Recipe, *, progress: Callable[[int, int], None] | None = None)
     if (folder / INDEX_FILE).is_file():
         hashes = FileHashes(read_index(folder)["files"])
     identity = _identity(recipe, hashes)  # before the work: files that change meanwhile differ from it
-    if (folder / INDEX_FILE).is_file():
-        check_identity(folder, read_index(folder), identity)
+    check_folder(folder, identity)
     dataset = open_data(data, seed=recipe.train.seed)
-    pipe = build_model(recipe, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    with recorded(folder / RECORD_FILE):
+        pipe = build_model(recipe, dataset)
     encoder = ItemEncoder(pipe, unconditional=recipe.unconditional_prompt, together=data.encode_batch)
     write_cache(folder, dataset, encoder, identity=identity, hashes=hashes, progress=progress)
     return CachedRows(folder)
@@ -146,4 +171,5 @@ def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
     RunFolder(recipe).resume_from(resume)  # refuses the folder of another run before anything is loaded
     torch.manual_seed(recipe.train.seed)
     dataset = build_dataset(recipe)
-    return Trainer(recipe, build_model(recipe, dataset), dataset, resume=resume).run()
+    build = build_for_cache if isinstance(dataset, CachedRows) else build_model
+    return Trainer(recipe, build(recipe, dataset), dataset, resume=resume).run()

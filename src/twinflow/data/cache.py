@@ -21,6 +21,7 @@ from twinflow.data.rows import EncodedRow, encode_rows
 from twinflow.errors import TwinflowError
 
 INDEX_FILE = "index.json"
+RECORD_FILE = "opening.safetensors"  # what the pipeline's encoders answered while it was opened
 FORMAT = 1
 SHARD_ROWS = 256
 OPEN_SHARDS = 256
@@ -57,14 +58,11 @@ def write_cache(
         "extra": extra or {},
         "files": (hashes or FileHashes()).known,
     }
-    if (folder / INDEX_FILE).is_file():
-        former = read_index(folder)
-        check_identity(folder, former, identity)
+    former = check_folder(folder, identity)
+    if former is not None:
         index["shard_rows"] = shard_rows = former["shard_rows"]
         if former["rows"] != total:
             raise TwinflowError(f"{folder} was begun for {former['rows']} rows, and the data has {total} now")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise TwinflowError(f"{folder} is not empty and holds no cache: name a new folder as data.cache")
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{HIDDEN}*"):
         leftover.unlink()
@@ -101,6 +99,20 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TwinflowError(f"{file} is not the index of a cache of this version: {error}") from error
     return index
+
+
+def check_folder(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The index of the cache that was begun in ``folder``, or ``None`` if one may be begun there.
+
+    ``TwinflowError`` if it is of another ``identity``, or if the folder holds other things.
+    """
+    if (folder / INDEX_FILE).is_file():
+        index = read_index(folder)
+        check_identity(folder, index, identity)
+        return index
+    if folder.is_dir() and any(RECORD_FILE not in file.name for file in folder.iterdir()):
+        raise TwinflowError(f"{folder} is not empty and holds no cache: name a new folder as data.cache")
+    return None
 
 
 def check_identity(folder: Path, index: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
