@@ -25,6 +25,7 @@ from twinflow.data.identity import FileHashes, data_identity, model_identity, pi
 from twinflow.data.opening import open_data
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
+from twinflow.data.stream import StreamDataset
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.left_out import left_out, recorded
@@ -47,6 +48,18 @@ def build_dataset(recipe: Recipe) -> Any:
     if data.kind == "shapeworld" and recipe.model.part == "text_encoders":
         return CaptionFacts(data.level, length=data.length, seed=data.seed)
     return open_data(data, seed=recipe.train.seed)
+
+
+def check_sources(pipe: Any, dataset: Any) -> None:
+    """Refuse to train a pipeline that edits pictures on data without pictures to edit."""
+    if not getattr(pipe, "edits", False) or isinstance(dataset, CachedRows):
+        return
+    streamed = isinstance(dataset, StreamDataset)
+    if (dataset.reader.columns.source is None) if streamed else ("source" not in dataset[0]):
+        raise TwinflowError(
+            f"{type(pipe.pipe).__name__} edits pictures, and the data has no source pictures: name their column in "
+            'data.columns.source, or add "source" to the lines of metadata.jsonl'
+        )
 
 
 def build_for_cache(recipe: Recipe, rows: CachedRows) -> Any:
@@ -112,6 +125,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             device=device,
         )
         pipe.pipe.set_progress_bar_config(disable=True)
+        check_sources(pipe, dataset)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
         return pipe

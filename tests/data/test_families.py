@@ -16,6 +16,8 @@ from twinflow.data.cache import CachedRows, write_cache
 from twinflow.data.encoding import EncodedBatch, ItemEncoder
 from twinflow.data.loader import OnlineExamples
 from twinflow.data.rows import CachedExamples
+from twinflow.errors import TwinflowError
+from twinflow.launch import check_sources
 from twinflow.objectives import TwinFlow
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.condition import Condition, same
@@ -110,3 +112,15 @@ def test_a_dropped_caption_keeps_its_source_picture() -> None:
         expected.take(torch.tensor([0])).tensors["source_tokens"],
         expected.take(torch.tensor([1])).tensors["source_tokens"],
     )
+
+
+def test_an_editing_pipeline_needs_source_pictures() -> None:
+    family = FAMILIES["qwen_edit"]
+    pipe = AnyStepPipeline(family.stock(), call=family.call)
+    check_sources(pipe, Items([(32, 32)], edit=True))
+    with pytest.raises(TwinflowError, match=r"QwenImageEditPlusPipeline edits pictures.*data.columns.source"):
+        check_sources(pipe, Items([(32, 32)]))
+    picture = AnyStepPipeline(FAMILIES["qwen"].stock(), call=FAMILIES["qwen"].call)
+    check_sources(picture, Items([(32, 32)]))
+    with pytest.raises(TwinflowError, match="takes no source image"):
+        OnlineExamples(Items([(32, 32)], edit=True), picture).batch([0])
