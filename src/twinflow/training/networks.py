@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from twinflow.objectives import Field, NetworkSpec, Objective
 from twinflow.recipes.sections import Optimizer
+from twinflow.training.accountant import Holdings
+from twinflow.training.averages import Averages
 from twinflow.training.ema import ParameterAverage, trained_parameters
 from twinflow.training.optim import Optimizers
 from twinflow.training.weights import load_weights, trained_weights
@@ -98,6 +100,16 @@ class Companions:
         """After a step of the student."""
         for average in self._averages.values():
             average.update()
+
+    def holdings(self, trained: Mapping[str, Trained], averages: Averages) -> Holdings:
+        """What a run holds in memory: the student, these networks, and the ``averages`` of the student."""
+        copies = [copy.network for copy in (averages.drawn, averages.taught) if copy is not None]
+        frozen = [] if averages.frozen is None else [averages.frozen]
+        return Holdings.of(
+            [self._student, *self.networks.values(), *copies, *frozen],
+            [p for own in trained.values() for p in own.parameters],
+            [tensor for own in trained.values() for tensor in own.optimizers.state_dict()[0].values()],
+        )
 
     # Resuming
 

@@ -298,16 +298,7 @@ class Trainer:
 
     def holdings(self) -> Holdings:
         """What the run holds in memory."""
-        networks = [self.pipe.network, *self.companions.networks.values()]
-        copies = (self.averages.drawn, self.averages.taught)
-        networks += [copy.network for copy in copies if copy is not None]
-        networks += [self.averages.frozen] if self.averages.frozen is not None else []
-        trained = [own for own in self._step.trained.values()]
-        return Holdings.of(
-            networks,
-            [p for own in trained for p in own.parameters],
-            [tensor for own in trained for tensor in own.optimizers.state_dict()[0].values()],
-        )
+        return self.companions.holdings(self._step.trained, self.averages)
 
     def _micro_batches(self) -> Iterator[EncodedBatch]:
         for _ in range(self.recipe.train.accumulate):
