@@ -21,3 +21,15 @@ class Field(Protocol):
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Any, /) -> Tensor: ...
+
+
+class FeatureField(Field, Protocol):
+    """A field that also shows what its network computes on the way, for a discriminator to judge by.
+
+    ``features(x_t, t, cond)`` asks the network at r = t and gives one tensor (B, N, D) a tap, shallow to
+    deep: N places (tokens, pixels) of D channels, of any floating dtype. Gradients flow through them to
+    ``x_t``. Their number, N and D are those of the network, the same in every call for the same shape of
+    ``x_t``.
+    """
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Any, /) -> list[Tensor]: ...

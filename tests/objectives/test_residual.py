@@ -13,6 +13,7 @@ from twinflow.objectives.placement import Placement, jump_nodes
 from twinflow.objectives.queries import Evaluator
 from twinflow.objectives.roles import ROLE_NAMES
 
+from .gaussian import gaussian_flow_map
 from .toys import Recorder, ToyField, batch, seeded
 
 unit = st.floats(0, 1, width=32)
@@ -50,24 +51,6 @@ def test_a_constant_field_has_zero_residual(t, share, order, delta, value, dtype
     v = torch.full_like(x_t, value)
     out = residual(lambda *_: v, x_t, times, times * share, v, delta=delta, order=order)
     assert torch.equal(out, torch.zeros_like(out))
-
-
-def gaussian_flow_map(s: float):
-    """Velocity and any-step field of the flow of N(0, s²) data, in closed form."""
-
-    def sigma(t):
-        return (t**2 + (1 - t) ** 2 * s**2).sqrt()
-
-    def velocity(x_t, t):
-        return (t - (1 - t) * s**2) / sigma(t) ** 2 * x_t
-
-    def field(x_t, t, r, cond):
-        t, r = expand_time(t, x_t), expand_time(r, x_t)
-        gap = t - r
-        jump = x_t * (1 - sigma(r) / sigma(t)) / torch.where(gap == 0, torch.ones_like(gap), gap)
-        return torch.where(gap == 0, velocity(x_t, t), jump)
-
-    return field, velocity
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])

@@ -56,3 +56,12 @@ def batch(rows: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tu
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class FeatureToyField(ToyField):
+    """A toy that shows its hidden layer, as two places of four channels, and its output."""
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Any) -> list[Tensor]:
+        features = torch.cat([x_t.flatten(1), t[:, None], t[:, None], cond], dim=1).to(self.first.dtype)
+        hidden = torch.tanh(features @ self.first)
+        return [hidden.reshape(-1, 2, 4), (hidden @ self.second).reshape(-1, 2, 3)]

@@ -32,8 +32,15 @@ class TinyNetwork(nn.Module):
         self.last = nn.Linear(width, inputs)
 
     def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
-        features = torch.cat([x_t.flatten(1), t[:, None], r[:, None], self.words(cond)], dim=1)
-        return self.last(nn.functional.silu(self.first(features))).reshape(x_t.shape)
+        return self.last(self.hidden(x_t, t, r, cond)).reshape(x_t.shape)
+
+    def hidden(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        inputs = torch.cat([x_t.flatten(1), t[:, None], r[:, None], self.words(cond)], dim=1)
+        return nn.functional.silu(self.first(inputs))
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Tensor) -> list[Tensor]:
+        """The hidden layer, as four places of a discriminator."""
+        return [self.hidden(x_t, t, t, cond).reshape(len(x_t), 4, -1)]
 
 
 class TinyPipeline:

@@ -32,6 +32,14 @@ def barron(prediction: Tensor, target: Tensor, *, alpha: float = 1.0, c: float =
     return m * (b / abs(alpha - 2) + 1) ** (alpha / 2 - 1) / c
 
 
+def pseudo_huber(prediction: Tensor, target: Tensor, *, c: float | None) -> Tensor:
+    """``sqrt(|p - y|² + c²) - c`` of each row (B,), of arXiv 2310.14189; ``None``: c = 0.00054 sqrt(D)."""
+    difference = (prediction - target).flatten(1)
+    c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
+    square = difference.square().sum(1)
+    return square / ((square + c * c).sqrt() + c)  # the same without its cancellation
+
+
 def distance(prediction: Tensor, target: Tensor, kind: str, *, alpha: float, c: float) -> Tensor:
     """d(prediction, target) of each row (B,): ``kind`` is ``"l2"`` or ``"barron"``."""
     return l2(prediction, target) if kind == "l2" else barron(prediction, target, alpha=alpha, c=c)

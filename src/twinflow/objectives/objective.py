@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from twinflow.field import Field
+from twinflow.objectives.networks import NetworkSpec, Phase
 
 
 @dataclass(kw_only=True)
@@ -46,7 +47,14 @@ class Step:
 
 
 class Objective:
-    """Base of all objectives: those without state across steps need nothing but :meth:`step`."""
+    """Base of all objectives: those without state across steps need nothing but :meth:`step`.
+
+    One that needs more networks than the student names them in :meth:`networks` and says in :meth:`phase`
+    which are trained when; its :meth:`step` then takes them as ``networks``, a mapping of names to fields
+    (copies of the student) and modules (new ones).
+    """
+
+    _at, _of = 0, 1  # optimiser step at hand, and how many the run has
 
     def step(
         self,
@@ -60,6 +68,25 @@ class Objective:
     ) -> Step:
         """Loss of ``field`` on the data ``x`` (B, …) under the conditions ``cond``. See the subclass."""
         raise NotImplementedError
+
+    def networks(self) -> dict[str, NetworkSpec]:
+        """The networks that are needed besides the student and the frozen teacher."""
+        return {}
+
+    def phase(self, step: int) -> Phase:
+        """What optimiser step number ``step`` (0 is the first) trains."""
+        return Phase()
+
+    def begin(self, step: int, total: int) -> Phase:
+        """Say that the next calls of :meth:`step` belong to optimiser step ``step`` of ``total``.
+
+        All schedules (curricula, warm-ups, stages, phases) are functions of these two numbers, so they have
+        no state of their own to resume.
+        """
+        if not 0 <= step < total:
+            raise ValueError(f"step must be in [0, total), got step = {step}, total = {total}")
+        self._at, self._of = step, total
+        return self.phase(step)
 
     def set_shard(self, rank: int, world_size: int) -> None:
         """Tell the objective which of ``world_size`` data-parallel processes it runs in."""
@@ -85,6 +112,16 @@ def role_means(row_losses: Tensor, roles: list[str]) -> dict[str, Tensor]:
     return {
         role: detached[send(torch.tensor(rows), detached.device)].mean() for role, rows in rows_of.items()
     }
+
+
+def finish(
+    row_loss: Tensor, losses: dict[str, Tensor], metrics: dict[str, float | Tensor], *, t: Tensor
+) -> Step:
+    """The step of rows whose losses (B,) by name make up ``row_loss`` (B,); ``t`` (B,) for the log."""
+    roles = [next(iter(losses))] * len(row_loss)
+    means = {name: role_means(loss, [name] * len(loss))[name] for name, loss in losses.items()}
+    log = RowLog(roles=roles, t=t, r=torch.zeros_like(t), loss=row_loss.detach())
+    return Step(loss=row_loss.mean(), losses=means, metrics=metrics, rows=log)
 
 
 def check_batch(x: Tensor) -> None:

@@ -19,6 +19,7 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.families import adapter_for
+from twinflow.pipelines.features import tapped
 from twinflow.pipelines.generation import Generation, generate
 from twinflow.pipelines.geometry import Size
 
@@ -44,6 +45,12 @@ class AnyStepNetwork(nn.Module):
         marked_by_sign = tt.marks_fake_by_sign(self.transformer)
         with tt.times(self.transformer, t=t, r=r):
             return adapter.predict(self.transformer, x_t, t.abs() if marked_by_sign else t, cond)
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
+        """Features (B, N, D) of some blocks at r = t, see :class:`twinflow.field.FeatureField`."""
+        with tapped(self.transformer) as features:
+            self(x_t, t, t, cond)
+        return features
 
 
 class AnyStepPipeline:

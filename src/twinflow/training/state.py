@@ -12,8 +12,10 @@ from torch import Generator, nn
 from twinflow.data.loader import Order, StreamOrder
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Objective
+from twinflow.training.accountant import Accountant
 from twinflow.training.averages import Averages
 from twinflow.training.checkpoint import Snapshot, read_checkpoint
+from twinflow.training.networks import Companions
 from twinflow.training.optim import Optimizers
 from twinflow.training.processes import Processes
 from twinflow.training.randomness import random_state, restore_random_state
@@ -32,6 +34,8 @@ class RunState:
     generator: Generator
     processes: Processes
     device: torch.device
+    companions: Companions | None = None
+    accountant: Accountant | None = None
     step: int = 0  # optimiser steps made
     seconds: float = 0.0  # of training, for the reader of the logs
 
@@ -53,6 +57,11 @@ class RunState:
         }
         for name, average in self.averages.by_file().items():
             tensors[name], state[name] = average.state_dict()
+        if self.companions is not None and self.companions.networks:
+            others, state["networks"] = self.companions.state()
+            tensors |= others
+        if self.accountant is not None:
+            state["accountant"] = self.accountant.state_dict()
         return Snapshot(tensors=tensors, state=state)
 
     def restore(self, path: Path) -> None:
@@ -63,6 +72,10 @@ class RunState:
             load_weights(self.network, tensors["weights"])
             for name, average in self.averages.by_file().items():
                 average.load_state_dict(tensors[name], state[name])
+            if self.companions is not None and self.companions.networks:
+                self.companions.load_state(tensors, state["networks"])
+            if self.accountant is not None and "accountant" in state:
+                self.accountant.load_state_dict(state["accountant"])
             self.optimizers.load_state_dict(tensors["optimizer"], state["optimizer"])
             self.objective.load_state_dict(state["objective"])
             self.order.load_state_dict(state["order"])

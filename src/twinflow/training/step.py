@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from twinflow.data.loader import EncodedBatch
-from twinflow.objectives import Field, Objective, Step
+from twinflow.objectives import Field, Objective, Phase, Step, only_trained
 from twinflow.training.finite import FiniteGuard
-from twinflow.training.optim import Optimizers
+from twinflow.training.networks import Trained
 from twinflow.training.processes import Processes
 
 
@@ -32,7 +32,15 @@ class AutocastField:
             return self._field(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._field, name)
+        found = getattr(self._field, name)
+        if name != "features":
+            return found
+
+        def features(*arguments: Any) -> Any:
+            with torch.autocast(self._device.type, dtype=self._dtype):
+                return found(*arguments)
+
+        return features
 
 
 @dataclass(kw_only=True)
@@ -42,17 +50,45 @@ class OptimizerStep:
     field: Field
     teacher: Field | None
     objective: Objective
-    optimizers: Optimizers
-    parameters: Sequence[nn.Parameter]
+    trained: Mapping[str, Trained]  # the student and other networks with an optimiser
+    networks: Mapping[str, Any]  # what the objective has declared, as its step takes them
     processes: Processes
     guard: FiniteGuard
     generator: Generator
     clip: float | None
 
     def __call__(
-        self, step: int, batches: Iterable[EncodedBatch], *, count: int, lr: float
+        self,
+        step: int,
+        batches: Iterable[EncodedBatch],
+        *,
+        phase: Phase,
+        count: int,
+        lr: float,
     ) -> tuple[list[Step], Tensor]:
-        """Update the weights by the mean loss of ``count`` micro-batches; their results, and the gradient's norm."""
+        """Update the networks of ``phase`` by the mean loss of ``count`` micro-batches.
+
+        Returns their results, and the norm of the gradient of all these networks; each is clipped on its own.
+        """
+        with only_trained({name: own.parameters for name, own in self.trained.items()}, phase.trains):
+            results = self._backward(step, batches, count=count)
+        some = [self.trained[name] for name in phase.trains]
+        gradients = [p.grad for own in some for p in own.parameters if p.grad is not None]
+        self.processes.average(gradients)
+        norm = get_total_norm(gradients)
+        self.guard.gradient(step, norm, results)
+        for own in some:
+            if self.clip is not None:
+                of_own = [p.grad for p in own.parameters if p.grad is not None]
+                clip_grads_with_norm_(
+                    own.parameters, self.clip, norm if len(some) == 1 else get_total_norm(of_own)
+                )
+            own.optimizers.step(lr=lr * own.lr)
+            own.optimizers.zero_grad()
+        return results, norm
+
+    def _backward(self, step: int, batches: Iterable[EncodedBatch], *, count: int) -> list[Step]:
+        others = {"networks": self.networks} if self.networks else {}
         results = []
         for batch in batches:
             result = self.objective.step(
@@ -62,19 +98,12 @@ class OptimizerStep:
                 uncond=batch.uncond,
                 teacher=self.teacher,
                 generator=self.generator,
+                **others,
             )
             self.guard.loss(step, result)
             (result.loss / count).backward()
             results.append(result)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.processes.average(gradients)
-        norm = get_total_norm(gradients)
-        self.guard.gradient(step, norm, results)
-        if self.clip is not None:
-            clip_grads_with_norm_(self.parameters, self.clip, norm)
-        self.optimizers.step(lr=lr)
-        self.optimizers.zero_grad()
-        return results, norm
+        return results
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from twinflow.config import Recipe
 from twinflow.data.cache import CachedRows
 from twinflow.data.loader import EncodedBatch, Examples, OnlineExamples, cached_in_memory, order_of
 from twinflow.data.rows import CachedExamples
 from twinflow.errors import TwinflowError
-from twinflow.objectives import Field, Objective
+from twinflow.objectives import STUDENT, Field, Objective, Phase
+from twinflow.objectives.discriminator import features_of
+from twinflow.objectives.objective import working_dtype
+from twinflow.training.accountant import Accountant, Budget, Holdings
 from twinflow.training.averages import Averages
 from twinflow.training.ema import trained_parameters
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.interrupt import Interruption, this_command
 from twinflow.training.metrics import MetricWindow, MetricWriter
-from twinflow.training.optim import Optimizers, learning_rate
+from twinflow.training.networks import Companions, Trained
+from twinflow.training.optim import learning_rate
 from twinflow.training.preview import Previewer, save_grid
 from twinflow.training.processes import Processes
 from twinflow.training.progress import ProgressDisplay
@@ -51,7 +57,8 @@ class Trainer:
     >>> Trainer(load_recipe("recipe.yaml"), pipe, dataset).run()        # doctest: +SKIP
 
     ``objective``: another than the recipe's. ``resume``: see :meth:`RunFolder.resume_from`. ``command``: what
-    the user types to go on, for the message after Ctrl-C.
+    the user types to go on, for the message after Ctrl-C. ``accountant``: counts what the run costs; with a
+    ``budget`` the run is finished, as after its last step, when that much has been spent.
     """
 
     def __init__(
@@ -64,12 +71,16 @@ class Trainer:
         resume: str | Path = "auto",
         command: str | None = None,
         console: Console | None = None,
+        accountant: Accountant | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.recipe, self.pipe, self.dataset = recipe, pipe, dataset
         self.objective: Objective = objective if objective is not None else recipe.build_objective()
         self.folder = RunFolder(recipe)
         self.processes = Processes.current()
         self._checkpoint = self.folder.resume_from(resume)  # refuses before any work is done
+        self.accountant = accountant if accountant is not None or budget is None else Accountant()
+        self.budget = budget
         self._command = command or this_command()
         self._display = ProgressDisplay(console=console, quiet=not self.processes.is_main)
 
@@ -98,16 +109,27 @@ class Trainer:
         self.device = next(iter(parameters.values())).device
         network.eval()  # dropout off: student and teacher are compared row by row
         self.averages = Averages.of(network, recipe.ema, teacher=getattr(self.objective, "teacher", "self"))
-        if recipe.train.compile:
-            network.compile()
         self.objective.set_shard(self.processes.rank, self.processes.world_size)
         self.examples = self._encode()
+        student = Trained.of(network, recipe.optimizer)
+        self.companions = Companions(
+            self.objective,
+            network,
+            recipe.optimizer,
+            teacher=self.averages.teacher,
+            features=self._features,
+            seed=recipe.train.seed,
+        )
+        if recipe.train.compile:
+            network.compile()
         self.previewer = self._previewer()
         self.guard = FiniteGuard()
         self.state = RunState(
             network=network,
             averages=self.averages,
-            optimizers=Optimizers(parameters, recipe.optimizer),
+            optimizers=student.optimizers,
+            companions=self.companions,
+            accountant=self.accountant,
             objective=self.objective,
             order=order_of(
                 self.dataset,
@@ -122,11 +144,13 @@ class Trainer:
         )
         teacher = self.averages.teacher
         self._step = OptimizerStep(
-            field=self._autocast(self.pipe.field),
-            teacher=None if teacher is None else self._autocast(self.pipe.field_of(teacher)),
+            field=self._watched(STUDENT, self.pipe.field),
+            teacher=None if teacher is None else self._watched("teacher", self.pipe.field_of(teacher)),
             objective=self.objective,
-            optimizers=self.state.optimizers,
-            parameters=list(parameters.values()),
+            trained={STUDENT: student, **self.companions.trained},
+            networks=self.companions.given(
+                lambda name, network: self._watched(name, self.pipe.field_of(network))
+            ),
             processes=self.processes,
             guard=self.guard,
             generator=self.state.generator,
@@ -141,6 +165,20 @@ class Trainer:
         if self.recipe.train.precision == "fp32":
             return field
         return AutocastField(field, device=self.device, dtype=torch.bfloat16)
+
+    def _watched(self, name: str, field: Field) -> Field:
+        """``field`` in the precision of the run; its evaluations are counted as those of the network ``name``."""
+        field = self._autocast(field)
+        return field if self.accountant is None else self.accountant.field(name, field)
+
+    @torch.no_grad()
+    def _features(self, network: nn.Module) -> list[Tensor]:
+        """What ``network`` shows of the first example."""
+        one = self.examples.batch([0], None)
+        x, cond = to_device(one.x, self.device), to_device(one.cond, self.device)
+        field = self._autocast(self.pipe.field_of(network))
+        t = torch.ones(1, dtype=working_dtype(x), device=self.device)
+        return features_of(field, x, t, cond, dtype=x.dtype)
 
     def _encode(self) -> Examples:
         data, unconditional = self.recipe.data, self.recipe.unconditional_prompt
@@ -204,7 +242,9 @@ class Trainer:
         first = self.state.step
         saved = self.state.step if self._checkpoint is not None else None
         try:
-            while self.state.step < total and not self.processes.any(interruption.requested, self.device):
+            while self.state.step < total and not self._spent():
+                if self.processes.any(interruption.requested, self.device):
+                    break
                 self._make_step()
                 if self.state.step % recipe.log.every == 0 or self.state.step == total:
                     self._log()
@@ -221,7 +261,7 @@ class Trainer:
             if self._writer is not None:
                 self._writer.close()
         self._display.stop()
-        if self.state.step < total:
+        if self.state.step < total and not self._spent():
             self._display.line(
                 f"interrupted: step {self.state.step} of {total} is saved in {self._checkpoint}\n"
                 f"to go on: {self._command}"
@@ -235,14 +275,42 @@ class Trainer:
         started = time.monotonic()
         train = self.recipe.train
         lr = learning_rate(self.recipe.optimizer, self.state.step, train.steps)
-        results, norm = self._step(self.state.step + 1, self._micro_batches(), count=train.accumulate, lr=lr)
-        self.averages.update()
+        phase = self.objective.begin(self.state.step, train.steps)
+        self.companions.refresh(phase.refresh)
+        with self._counted(phase):
+            results, norm = self._step(
+                self.state.step + 1,
+                self._micro_batches(),
+                phase=phase,
+                count=train.accumulate,
+                lr=lr,
+            )
+        if STUDENT in phase.trains:
+            self.averages.update()
+            self.companions.student_moved()
         for result in results:
             self._window.add(result)
         self._window.add_gradient(norm)
         self.state.step += 1
         self.state.seconds += time.monotonic() - started
         self._display.update(self.state.step)
+
+    def _counted(self, phase: Phase) -> AbstractContextManager[None]:
+        if self.accountant is None:
+            return nullcontext()
+        train = self.recipe.train
+        images = train.batch * train.accumulate * self.processes.world_size
+        return self.accountant.step(phase.name, images=images)
+
+    def _spent(self) -> bool:
+        """Whether the budget is used up, for any of the processes."""
+        if self.budget is None or self.accountant is None:
+            return False
+        return self.processes.any(self.accountant.exhausted(self.budget), self.device)
+
+    def holdings(self) -> Holdings:
+        """What the run holds in memory."""
+        return self.companions.holdings(self._step.trained, self.averages)
 
     def _micro_batches(self) -> Iterator[EncodedBatch]:
         for _ in range(self.recipe.train.accumulate):
