@@ -14,4 +14,5 @@ class Requirement:
     size: str  # "275 MB"; "in the package" for what ships
     licence: str
     source: str  # hub id, URL or package; what it is fetched from, or converted from
+    option: str = ""  # of the command line, that names a local copy
     optional: bool = False  # an alternative to another one, or only for part of the scores

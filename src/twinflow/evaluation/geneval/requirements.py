@@ -21,7 +21,8 @@ def requirements() -> tuple[Requirement, ...]:
             what="553 prompts with metadata, 80 object names, ten colours",
             size="in the package",
             licence="MIT",
-            source="github.com/djghosh13/geneval",
+            source="github.com/djghosh13/geneval @ af4902f",
+            option="prompts",
         ),
         Requirement(
             name="detector",
@@ -29,6 +30,7 @@ def requirements() -> tuple[Requirement, ...]:
             size="about 275 MB (68.8 million parameters, fp32)",
             licence="Apache-2.0 (OpenMMLab mmdetection)",
             source=MMDET_URL,
+            option="detector",
         ),
         Requirement(
             name="detector (alternative)",
@@ -36,6 +38,7 @@ def requirements() -> tuple[Requirement, ...]:
             size="about 275 MB",
             licence="see the model card",
             source=HF_DETECTOR,
+            option="detector",
             optional=True,
         ),
         Requirement(
@@ -44,5 +47,6 @@ def requirements() -> tuple[Requirement, ...]:
             size="about 1.7 GB (428 million parameters, fp32)",
             licence="MIT (OpenAI CLIP)",
             source=CLIP,
+            option="colors",
         ),
     )
