@@ -7,7 +7,7 @@ import io
 import random
 from pathlib import Path
 
-COLUMNS = [
+COLUMNS = (
     "item_id",
     "text",
     "keywords",
@@ -17,7 +17,7 @@ COLUMNS = [
     "category_detailed",
     "tuple",
     "question_natural_language",
-]
+)
 CATEGORIES = (
     "entity - whole",
     "entity - part",

@@ -86,7 +86,7 @@ def save_tiny_vqa(folder: Path, seed: int = 0) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "?", *string.ascii_lowercase]
     words += [f"##{letter}" for letter in string.ascii_lowercase]
     (folder / "vocab.txt").write_text("\n".join([*words, "[DEC]", "[ENC]"]))
-    tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"))
+    tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"), additional_special_tokens=["[DEC]", "[ENC]"])
     text = dict(
         vocab_size=len(words) + 2,
         hidden_size=16,

@@ -37,7 +37,8 @@ class Judge(Protocol):
 class VqaJudge:
     """A model made for visual question answering, such as ``Salesforce/blip-vqa-capfilt-large``.
 
-    It generates a short answer to the bare question; beams and length as in the official judge.
+    It generates a short answer to the bare question; beams and length as in the official judge. Questions of one
+    length go together: BLIP's decoder looks at padding, too, so that an answer would depend on its neighbours.
     """
 
     def __init__(
@@ -69,16 +70,27 @@ class VqaJudge:
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        answers: list[str] = []
-        for some in _batches(questions, self.batch_size):
-            inputs = self.processor(
-                images=[image] * len(some), text=list(some), padding=True, return_tensors="pt"
-            ).to(self.device)
+        answers = [""] * len(questions)
+        for places in self._batches(questions):
+            some = [questions[place] for place in places]
+            inputs = self.processor(images=[image] * len(some), text=some, return_tensors="pt").to(
+                self.device
+            )
             tokens = self.model.generate(
                 **inputs, num_beams=self.beams, max_new_tokens=self.max_new_tokens, do_sample=False
             )
-            answers += self.processor.batch_decode(tokens, skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+            for place, text in zip(places, self.processor.batch_decode(tokens, skip_special_tokens=True)):
+                answers[place] = text.strip()
+        return answers
+
+    def _batches(self, questions: Sequence[str]) -> Iterator[list[int]]:
+        """Places of questions with equally many tokens, at most ``batch_size`` at a time."""
+        by_length: dict[int, list[int]] = {}
+        for place, question in enumerate(questions):
+            by_length.setdefault(len(self.processor.tokenizer(question)["input_ids"]), []).append(place)
+        for places in by_length.values():
+            for start in range(0, len(places), self.batch_size):
+                yield places[start : start + self.batch_size]
 
 
 class VlmJudge:
@@ -175,8 +187,3 @@ def _told(path_or_id: str | Path) -> Iterator[None]:
 def _name(path_or_id: str | Path) -> str:
     path = Path(path_or_id)
     return path.name if path.exists() else str(path_or_id)
-
-
-def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
