@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from PIL import Image
 from evaluation.dpg.items import write_csv
 from evaluation.dpg.tiny import save_tiny_vlm, save_tiny_vqa
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.dpg import DPGBench, DPGPrompts, VlmJudge, VqaJudge
+from twinflow.evaluation.dpg import DPGBench, DPGPrompts, VlmJudge, VqaJudge, load_judge
 from twinflow.evaluation.dpg.answers import Answer, append_answers, read_answers
 from twinflow.evaluation.dpg.judges import NO, PROMPT, YES
 
+ROOT = Path(__file__).parents[3]
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 ROWS = [
     ("a", 1, "0", "attribute - color", "Is it red?"),
@@ -94,6 +97,24 @@ def test_answers_are_kept_and_not_asked_again(bench, folder, tmp_path):
     judge.name = "another"
     with pytest.raises(TwinflowError, match="answers of colours, not of another"):
         bench.score(folder, judge=judge, answers=path)
+
+
+def test_the_script_for_mplug_writes_what_is_read(bench, folder, tmp_path):
+    """Its own loop over grids and questions, with a judge of known answers in mPLUG's place."""
+    spec = importlib.util.spec_from_file_location("dpg_mplug", ROOT / "tools" / "dpg_mplug.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path, judge = tmp_path / "answers.jsonl", ColorJudge()
+    script.ask_folder(folder, tmp_path / "q.csv", path, lambda i, q: judge.answer(i, [q])[0])
+    path.write_text(path.read_text()[:-20])  # a crash
+    script.ask_folder(folder, tmp_path / "q.csv", path, lambda i, q: judge.answer(i, [q])[0])
+    assert judge.asked == 13
+    report = bench.read(path, folder=folder)
+    assert report.specified == bench.score(folder, judge=ColorJudge()).specified
+    assert report.protocol["judge"] == "mPLUG (modelscope)"
+    Image.new("RGB", (8, 8)).save(folder / "b.png")
+    with pytest.raises(TwinflowError, match=r"about other pictures than .*: b\."):
+        bench.read(path, folder=folder)
 
 
 def mplug(path, change=lambda line: line):
@@ -189,7 +210,7 @@ def vlm(tmp_path_factory):
 
 
 def test_a_tiny_vlm_judges_a_folder(bench, folder, vlm):
-    judge = VlmJudge.load(vlm, mode="compare")
+    judge = load_judge(vlm, mode="compare")
     report = bench.score(folder, judge=judge)
     assert report.protocol["judge"] == "tiny-vlm (compare)"
     assert report.protocol["unclear_answers"] == 0
@@ -238,6 +259,7 @@ def test_judges_that_cannot_be_loaded(tmp_path, vlm):
 
 @torch.inference_mode()
 def test_a_tiny_vqa_model_answers_every_question(tmp_path):
+    assert isinstance(load_judge(save_tiny_vqa(tmp_path / "tiny-vqa")), VqaJudge)
     judge = VqaJudge.load(save_tiny_vqa(tmp_path / "tiny-vqa"), batch_size=4)
     questions = [f"is {word} red?" for word in ("it", "a dog", "the cat", "b", "this long thing here", "c")]
     answers = judge.answer(noise(0), questions)

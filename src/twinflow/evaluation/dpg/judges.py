@@ -173,6 +173,17 @@ class VlmJudge:
         return sorted({one[0] for one in tokens if len(one) == 1})
 
 
+def load_judge(path_or_id: str | Path, *, mode: Mode = "greedy", device: torch.device | str = "cpu") -> Judge:
+    """The judge that a folder or hub id holds: BLIP's kind answers by itself, ``mode`` is for all others."""
+    from transformers import AutoConfig
+
+    with _told(path_or_id):
+        kind = AutoConfig.from_pretrained(str(path_or_id)).model_type
+    if kind == "blip":
+        return VqaJudge.load(path_or_id, device=device)
+    return VlmJudge.load(path_or_id, mode=mode, device=device)
+
+
 @contextmanager
 def _told(path_or_id: str | Path) -> Iterator[None]:
     """Turns what loading raises into an error that says what to do."""

@@ -30,7 +30,7 @@ def requirements() -> tuple[Requirement, ...]:
             size="see the model card",
             licence="Apache-2.0 (model card)",
             source="modelscope: damo/mplug_visual-question-answering_coco_large_en",
-            option="answers",
+            option="judge",
             optional=True,
         ),
         Requirement(

@@ -58,7 +58,7 @@ class DPGReport:
             images=len({(answer.item, answer.picture) for answer in self.answers}),
             overall=scores.overall,
             overall_error=scores.overall_error,
-            strict=scores.overall,
+            strict=scores.overall,  # there is no stricter reading
             tasks=dict(scores.broad_categories),
             **more,
         )
@@ -166,11 +166,22 @@ class DPGBench:
                 progress(count, len(grids))
         return self._report(said, judge.name)
 
-    def read(self, path: str | Path) -> DPGReport:
-        """The report on a file of answers, such as one of mPLUG's; it must be complete."""
+    def read(self, path: str | Path, *, folder: str | Path | None = None) -> DPGReport:
+        """The report on a file of answers, such as one of mPLUG's; it must be complete.
+
+        Where ``folder`` is given, answers that say which grid they are about must be about the grids in it.
+        """
         answers = read_answers(path)
         if not answers:
             raise TwinflowError(f"{path} has no answers")
+        if folder is not None:
+            grids = find_grids(folder, self.question_set.by_item)
+            hashes = {item: grid_hash(grid) for item, grid in grids.items()}
+            stale = {a.item for a in answers if a.grid and a.grid != hashes.get(a.item)}
+            if stale:
+                raise TwinflowError(
+                    f"{path} is about other pictures than {folder} has: {listed(sorted(stale))}. Ask the judge again."
+                )
         return self._report(answers, answers[0].judge)
 
     def _report(self, answers: list[Answer], judge: str) -> DPGReport:

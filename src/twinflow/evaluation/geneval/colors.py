@@ -82,9 +82,7 @@ class ClipColors:
             tokenizer = CLIPTokenizer.from_pretrained(str(path_or_id))
         except (OSError, ValueError) as error:
             raise TwinflowError(f"no CLIP can be loaded from {path_or_id}: {error}") from error
-        path = Path(path_or_id)
-        name = path.name if path.exists() else str(path_or_id)
-        return cls(model, tokenizer, name=name, activation=activation, device=device)
+        return cls(model, tokenizer, name=clip_name(path_or_id), activation=activation, device=device)
 
     @torch.inference_mode()
     def classify(self, image: Image.Image, class_name: str, objects: Sequence[MaskedDetection]) -> list[str]:
@@ -107,6 +105,12 @@ class ClipColors:
             means = features.view(len(COLORS), len(TEMPLATES), -1).mean(1)
             self._classifiers[class_name] = F.normalize(means, dim=-1)
         return self._classifiers[class_name]
+
+
+def clip_name(path_or_id: str | Path) -> str:
+    """What the colour classifier is called in results."""
+    path = Path(path_or_id)
+    return path.name if path.exists() else str(path_or_id)
 
 
 def _features(output: Any) -> Tensor:
