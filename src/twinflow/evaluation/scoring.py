@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 from twinflow.data.relations import relative_position
 
@@ -39,6 +39,9 @@ class Detection:
     )
 
 
+AnyDetection = TypeVar("AnyDetection", bound=Detection)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Whether a picture shows what its caption says."""
@@ -49,11 +52,11 @@ class Verdict:
 
 
 def confident(
-    detections: Iterable[Detection], tag: str, *, max_objects: int = MAX_OBJECTS
-) -> list[Detection]:
+    detections: Iterable[AnyDetection], tag: str, *, max_objects: int = MAX_OBJECTS
+) -> list[AnyDetection]:
     """What GenEval keeps of its detector's output for a task: the best 16 of each class above the threshold."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-    kept: list[Detection] = []
+    kept: list[AnyDetection] = []
     seen: Counter[str] = Counter()
     for found in sorted(detections, key=lambda d: -d.score):
         if found.score > threshold and seen[found.class_name] < max_objects:

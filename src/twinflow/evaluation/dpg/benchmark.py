@@ -1,0 +1,135 @@
+"""DPG-Bench for the runner and the command line: pictures, protocol, scores."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.benchmark import Benchmark, Metric, Requirement, Scores
+from twinflow.evaluation.dpg.judges import Judge, load_judge
+from twinflow.evaluation.dpg.requirements import requirements
+from twinflow.evaluation.dpg.suite import DPGBench
+from twinflow.evaluation.pictures import Picture
+from twinflow.evaluation.registry import Entry
+
+ANSWERS = "answers.jsonl"
+IMPORT = "import:"
+
+
+class DPGBenchmark(Benchmark):
+    """DPG-Bench as ``twinflow eval --benchmark dpg`` runs it. Options come as text."""
+
+    name = "dpg"
+
+    def __init__(
+        self,
+        *,
+        questions: str | None = None,
+        judge: str | None = None,
+        mode: str = "greedy",
+        compat: bool | str = False,
+        prompts: str | None = None,
+        images_per_prompt: int | str = 4,
+        seed: int | str = 0,
+        device: str | None = None,
+    ) -> None:
+        try:
+            count, first = int(images_per_prompt), int(seed)
+        except ValueError as error:
+            raise TwinflowError(f"images_per_prompt and seed must be whole numbers: {error}") from error
+        if str(compat).lower() not in ("true", "false"):
+            raise TwinflowError(f"compat must be true or false, got {compat!r}")
+        self.compat = str(compat).lower() == "true"
+        self.suite = DPGBench(questions=questions, prompts=prompts, images_per_prompt=count, seed=first)
+        self.judge_path, self.mode = judge, mode
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.pictures = [
+            Picture(file=path, prompt=work.prompt, seed=seed)
+            for work in self.suite.work()
+            for path, seed in zip(work.paths, work.seeds)
+        ]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self.suite.protocol() | {
+            "judge": self._judge_path(),
+            "judge_mode": self.mode,
+            "compat": self.compat,
+        }
+
+    def ready(self) -> None:
+        _ = self.suite.question_set
+        if not self._judge_path().startswith(IMPORT):
+            from transformers import AutoConfig
+
+            try:
+                AutoConfig.from_pretrained(self._judge_path())
+            except (OSError, ValueError) as error:
+                raise TwinflowError(f"the judge {self._judge_path()} is not there: {error}") from error
+
+    def score(self, folder: Path) -> Scores:
+        self.suite.assemble(folder)
+        path = self._judge_path()
+        if path.startswith(IMPORT):
+            file = folder / path.removeprefix(IMPORT)
+            if not file.is_file():
+                raise TwinflowError(
+                    f"{file} is not there: the pictures are drawn and in their grids; ask the judge about them "
+                    "(tools/dpg_mplug.py), write its answers there, and give the same command again"
+                )
+            report = self.suite.read(file, folder=folder)
+        else:
+            report = self.suite.score(folder, judge=self.judge, answers=folder / ANSWERS)
+        scores = report.official if self.compat else report.specified
+        other = report.specified if self.compat else report.official
+        title = "DPG as specified, %" if self.compat else "DPG as the published code counts, %"
+        return Scores(
+            overall=scores.overall,
+            overall_error=scores.overall_error,
+            tasks=dict(scores.broad_categories),
+            metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
+        )
+
+    @cached_property
+    def judge(self) -> Judge:
+        return load_judge(self._judge_path(), mode=self.mode, device=self.device)  # type: ignore[arg-type]
+
+    def _judge_path(self) -> str:
+        if self.judge_path is None:
+            raise TwinflowError(
+                "DPG-Bench needs a judge: --with dpg.judge=MODEL, such as Qwen/Qwen2.5-VL-7B-Instruct, or "
+                f"{IMPORT}FILE for answers that were written into each folder of pictures"
+            )
+        return self.judge_path
+
+
+ENTRY = Entry(
+    name="dpg",
+    kind="benchmark",
+    summary="1065 long prompts with dependent questions, answered by a judge whose name is in the result.",
+    build=DPGBenchmark,
+    options={
+        "questions": "dpg_bench.csv of the official repository",
+        "judge": f"a vision language or VQA model of transformers, or {IMPORT}FILE",
+        "mode": "of a vision language model: greedy, or compare (greedy)",
+        "compat": "count as the published code does, with its bugs (false)",
+        "prompts": "a folder of texts or JSON lines (the 1065 official ones)",
+        "images_per_prompt": "4, in a grid, or 1 (4)",
+        "seed": "picture k of a prompt has the seed plus k (0)",
+        "device": "cpu or cuda (cuda if there is one)",
+    },
+    requires=tuple(
+        Requirement(
+            what=f"{need.name}: {need.what}",
+            size=need.size,
+            licence=need.licence,
+            source=need.source,
+            option=f"--with dpg.{need.option}=…" if need.option else "",
+        )
+        for need in requirements()
+    ),
+)

@@ -1,0 +1,142 @@
+"""GenEval for the runner and the command line: pictures, protocol, scores."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores
+from twinflow.evaluation.geneval.colors import ClipColors, clip_name
+from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name
+from twinflow.evaluation.geneval.requirements import CLIP, requirements
+from twinflow.evaluation.geneval.suite import GenEval
+from twinflow.evaluation.pictures import Picture
+from twinflow.evaluation.registry import Entry
+from twinflow.evaluation.scoring import ImageResult
+
+RESULTS = "results.jsonl"
+
+
+class GenEvalBenchmark(Benchmark):
+    """GenEval as ``twinflow eval --benchmark geneval`` runs it. Options come as text."""
+
+    name = "geneval"
+
+    def __init__(
+        self,
+        *,
+        detector: str | None = None,
+        colors: str = CLIP,
+        prompts: str | None = None,
+        images_per_prompt: int | str = 4,
+        seed: int | str = 0,
+        device: str | None = None,
+    ) -> None:
+        self.suite = GenEval(
+            metadata=prompts,
+            images_per_prompt=whole("images_per_prompt", images_per_prompt),
+            seed=whole("seed", seed),
+        )
+        self.detector_path, self.colors_path = detector, colors
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.pictures = [
+            Picture(file=path, prompt=work.prompt, seed=seed)
+            for work in self.suite.prompts()
+            for path, seed in zip(work.paths, work.seeds)
+            if seed is not None
+        ]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self.suite.protocol() | {
+            "detector": detector_name(self._detector_path()),
+            "colors": clip_name(self.colors_path),
+        }
+
+    def ready(self) -> None:
+        from transformers import AutoConfig
+
+        for path in (self._detector_path(), self.colors_path):
+            try:
+                AutoConfig.from_pretrained(path)
+            except (OSError, ValueError) as error:
+                raise TwinflowError(f"GenEval's weights {path} are not there: {error}") from error
+
+    def prepare(self, folder: Path) -> None:
+        self.suite.prepare(folder)
+
+    def score(self, folder: Path) -> Scores:
+        report = self.suite.score(folder, detector=self.detector, colors=self.colors)
+        report.write_jsonl(folder / RESULTS)
+        official = report.official
+        return Scores(
+            overall=official.overall,
+            overall_error=official.overall_error,
+            strict=report.strict.overall,
+            tasks=dict(official.tasks),
+            task_images={task: proportion.total for task, proportion in official.by_task.items()},
+            findings=[finding(row) for row in report.rows],
+        )
+
+    @cached_property
+    def detector(self) -> Mask2FormerDetector:
+        return Mask2FormerDetector.load(self._detector_path(), device=self.device)
+
+    @cached_property
+    def colors(self) -> ClipColors:
+        return ClipColors.load(self.colors_path, device=self.device)
+
+    def _detector_path(self) -> str:
+        if self.detector_path is None:
+            raise TwinflowError(
+                "GenEval needs its detector: --with geneval.detector=FOLDER, a folder that "
+                "twinflow.evaluation.geneval.convert_checkpoint made of OpenMMLab's checkpoint, or a transformers "
+                "Mask2Former such as facebook/mask2former-swin-small-coco-instance, whose name the result then bears"
+            )
+        return self.detector_path
+
+
+def finding(row: ImageResult) -> Finding:
+    """A scored picture as the page shows it."""
+    labels = [" ".join(filter(None, (d.color, d.class_name))) for d in row.detections]
+    boxes = [(label, [float(x) for x in d.box], d.score) for label, d in zip(labels, row.detections)]
+    return Finding(
+        file=row.filename, prompt=row.prompt, correct=row.correct, reason=row.verdict.reason, boxes=boxes
+    )
+
+
+def whole(name: str, value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise TwinflowError(f"{name} must be a whole number, got {value!r}") from error
+
+
+ENTRY = Entry(
+    name="geneval",
+    kind="benchmark",
+    summary="553 prompts of six kinds, judged by an object detector and CLIP, as the authors do.",
+    build=GenEvalBenchmark,
+    options={
+        "detector": "a converted folder, or a transformers Mask2Former",
+        "colors": f"CLIP for the colours ({CLIP})",
+        "prompts": "a file of the same format, such as rewritten prompts (the 553 official ones)",
+        "images_per_prompt": "pictures of each prompt (4)",
+        "seed": "picture k of a prompt has the seed plus k (0)",
+        "device": "cpu or cuda (cuda if there is one)",
+    },
+    requires=tuple(
+        Requirement(
+            what=f"{need.name}: {need.what}",
+            size=need.size,
+            licence=need.licence,
+            source=need.source,
+            option=f"--with geneval.{need.option}=…" if need.option else "",
+        )
+        for need in requirements()
+    ),
+)
