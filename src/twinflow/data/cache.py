@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -189,6 +190,7 @@ class CachedRows:
 def _write_shard(file: Path, tensors: dict[str, Tensor], rows: str) -> None:
     hidden = file.with_name(HIDDEN + file.name)
     save_file(tensors, hidden, metadata={"rows": rows})
+    shutil.copymode(file.with_name(INDEX_FILE), hidden)  # safetensors lets nobody else read what it writes
     _into_place(hidden, file)
 
 
