@@ -13,14 +13,12 @@ from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.geneval.prompts import official_prompts
 
-pytest.importorskip(
-    "twinflow.evaluation.benchmark", reason="the runner of benchmarks is not in this installation"
-)
-
-from twinflow.evaluation.registry import build, entries
-
-from twinflow.evaluation.dpg.benchmark import DPGBenchmark
-from twinflow.evaluation.geneval.benchmark import GenEvalBenchmark
+WITHOUT = "the runner of benchmarks is not in this installation"
+registry = pytest.importorskip("twinflow.evaluation.registry", reason=WITHOUT)
+DPGBenchmark = pytest.importorskip("twinflow.evaluation.dpg.benchmark", reason=WITHOUT).DPGBenchmark
+GenEvalBenchmark = pytest.importorskip(
+    "twinflow.evaluation.geneval.benchmark", reason=WITHOUT
+).GenEvalBenchmark
 
 
 def draw(benchmark, folder):
@@ -43,7 +41,7 @@ def weights(tmp_path_factory):
 
 
 def test_both_are_registered_and_say_what_they_need():
-    known = entries()
+    known = registry.entries()
     assert {"geneval", "dpg"} <= known.keys()
     needed = [need for name in ("geneval", "dpg") for need in known[name].requires]
     assert all(need.what and need.size and need.licence and need.source for need in needed)
@@ -56,7 +54,7 @@ def test_geneval(weights, tmp_path):
     options = dict(
         detector=str(weights / "detector"), colors=str(weights / "clip"), prompts=str(prompts), device="cpu"
     )
-    (benchmark,), _ = build(["geneval"], common={"images_per_prompt": "2"}, own={"geneval": options})
+    (benchmark,), _ = registry.build(["geneval"], common={"images_per_prompt": "2"}, own={"geneval": options})
     assert isinstance(benchmark, GenEvalBenchmark)
     benchmark.ready()
     assert [p.seed for p in benchmark.pictures] == [0, 1, 0, 1]
@@ -76,7 +74,7 @@ def test_dpg(weights, tmp_path):
     )
     options = dict(questions=str(questions), prompts=str(tmp_path / "p.jsonl"), device="cpu")
     judge = dict(judge=str(weights / "vlm"), mode="compare")
-    (benchmark,), _ = build(["dpg"], common={}, own={"dpg": options | judge})
+    (benchmark,), _ = registry.build(["dpg"], common={}, own={"dpg": options | judge})
     assert isinstance(benchmark, DPGBenchmark)
     benchmark.ready()
     folder = draw(benchmark, tmp_path / "pictures")
