@@ -14,14 +14,15 @@ ROOT = Path(twinflow.__file__).parent
 
 # From the top down. A module imports modules of lower layers, and of its own package, alone.
 LAYERS: tuple[set[str], ...] = (
+    {"__main__"},
     {"cli"},
     {"demo"},
     {"quickstart"},
     {"report", "launch"},
+    {"planner"},
     {"evaluation"},
     {"export"},
     {"training"},
-    {"planner"},
     {"config"},
     {"recipes"},
     {"data"},

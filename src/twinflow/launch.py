@@ -28,8 +28,10 @@ from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
+from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
+from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.run_folder import RunFolder
@@ -128,6 +130,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
         pipe.pipe.set_progress_bar_config(disable=True)
         prepare(pipe, recipe)
         check_sources(pipe, dataset)
+        freeze_parameters(pipe.pipe.transformer, model.freeze)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
         return pipe
@@ -202,4 +205,6 @@ def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
     torch.manual_seed(recipe.train.seed)
     dataset = build_dataset(recipe)
     build = build_for_cache if isinstance(dataset, CachedRows) else build_model
-    return Trainer(recipe, build(recipe, dataset), dataset, resume=resume).run()
+    model = build(recipe, dataset)
+    prediction = predict(recipe, model)
+    return Trainer(recipe, model, dataset, resume=resume, prediction=prediction).run()

@@ -40,7 +40,8 @@ def test_only_matrices_decay() -> None:
     before = copy.deepcopy(network)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizers.step(lr=0.1)
+    optimizers.begin(lr=0.1)
+    optimizers.step()
     assert torch.allclose(network.first.weight, before.first.weight * 0.95)
     assert torch.equal(network.first.bias, before.first.bias)
 

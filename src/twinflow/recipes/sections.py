@@ -48,6 +48,8 @@ class Model(Section):
     train: Literal["full", "lora"] = "full"  # the target-time branch is trained with either
     lora: Lora = Lora()
     quantize: Literal["int8", "nf4"] | None = None  # of the frozen base under a LoRA
+    # Parameters that keep their values, by patterns of their names in the transformer: ["*.img_mod.*", …]
+    freeze: Annotated[tuple[str, ...], Field(strict=False)] = ()
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored weights; train.precision is that of the maths
 
     @model_validator(mode="after")
@@ -212,7 +214,9 @@ Data = Annotated[
 class Optimizer(Section):
     """How gradients become steps."""
 
-    name: Literal["adamw", "radam", "muon"] = "adamw"  # muon: for matrices in blocks, AdamW for the rest
+    # muon: for matrices in blocks, AdamW for the rest. adafactor: rows' and columns' means instead of a second
+    # moment, nearly no memory. adamw8bit, adamw4bit: AdamW whose moments are kept in so many bits.
+    name: Literal["adamw", "radam", "muon", "adafactor", "adamw8bit", "adamw4bit"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of matrices; biases and norms never decay
@@ -224,6 +228,14 @@ class Optimizer(Section):
     )
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0  # as a fraction of lr; constant does not use it
     clip: Annotated[float, Field(gt=0)] | None = 1.0  # bound on the gradient's norm; null is off
+    # Update the weights of a block as soon as the backward pass has its gradients, and drop these: all gradients
+    # are never there at once. Without clip, which needs the norm of all, and accumulation, which adds them up.
+    in_backward: bool = False
+
+    @property
+    def rounds_stochastically(self) -> bool:
+        """Whether bf16 weights are rounded up or down by chance, so that the mean of small steps is right."""
+        return self.name in ("adafactor", "adamw8bit", "adamw4bit")
 
 
 class Ema(Section):
@@ -243,6 +255,9 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over the weights as they are stored
     compile: bool = False
     gradient_checkpointing: bool = False  # less memory: activations inside blocks are computed twice
+    # Keep what recomputation starts from on the host (pinned), not on the device: less memory, more traffic.
+    offload: bool = False
+    force: bool = False  # start on a GPU that the plan says is too small
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a CUDA device if there is one
     threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves torch's choice
 
@@ -324,6 +339,22 @@ class Recipe(Section):
             raise ValueError(
                 "objective.teacher = 'ema' needs an average, but ema.teacher_decay = 0: "
                 "set it above 0 (such as 0.99), or objective.teacher to 'self'"
+            )
+        if self.optimizer.in_backward and self.optimizer.clip is not None:
+            raise ValueError(
+                f"optimizer.clip = {self.optimizer.clip} needs the norm of all gradients, which never are there "
+                "at once with optimizer.in_backward = true: set optimizer.clip to null (adafactor bounds the size "
+                "of each update by itself), or in_backward to false"
+            )
+        if self.optimizer.in_backward and self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate = {self.train.accumulate} adds up gradients, which optimizer.in_backward = true "
+                "drops at once: set train.accumulate to 1 and raise train.batch, or in_backward to false"
+            )
+        if self.model.freeze and self.model.part != "transformer":
+            raise ValueError(
+                f"model.freeze names parameters of the transformer, but model.part = {self.model.part!r} is trained: "
+                "leave it out"
             )
         if self.optimizer.warmup_steps > self.train.steps:
             raise ValueError(

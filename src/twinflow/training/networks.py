@@ -30,9 +30,11 @@ class Trained:
     lr: float = 1.0  # factor on the learning rate of the run
 
     @classmethod
-    def of(cls, network: nn.Module, settings: Optimizer, *, lr: float = 1.0) -> Trained:
+    def of(cls, network: nn.Module, settings: Optimizer, *, lr: float = 1.0, seed: int = 0) -> Trained:
+        """``seed``: of the stochastic rounding."""
         parameters = trained_parameters(network)
-        return cls(parameters=list(parameters.values()), optimizers=Optimizers(parameters, settings), lr=lr)
+        optimizers = Optimizers(parameters, settings, seed=seed)
+        return cls(parameters=list(parameters.values()), optimizers=optimizers, lr=lr)
 
 
 class Companions:
@@ -64,7 +66,7 @@ class Companions:
                 continue
             self.networks[name] = self._made(spec, teacher, features, seed)
             if spec.trained:
-                self.trained[name] = Trained.of(self.networks[name], settings, lr=spec.lr)
+                self.trained[name] = Trained.of(self.networks[name], settings, lr=spec.lr, seed=seed)
 
     def _made(self, spec: NetworkSpec, teacher: nn.Module | None, features: Features, seed: int) -> nn.Module:
         if spec.build is None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from twinflow.recipes.sections import Optimizer as Settings
+from twinflow.training.optim_adafactor import Adafactor
+from twinflow.training.optim_in_backward import InBackward, blockwise
+from twinflow.training.optim_low_bit import LowBitAdamW
+from twinflow.training.optim_rounding import CHUNK, UPDATE_BYTES, RoundingOptimizer
+
+LOW_BITS = {"adamw8bit": 8, "adamw4bit": 4}
 
 
 def learning_rate(settings: Settings, step: int, total: int) -> float:
@@ -33,17 +39,32 @@ def learning_rate(settings: Settings, step: int, total: int) -> float:
 
 
 class Optimizers:
-    """One optimiser, or Muon for the matrices of repeated blocks and AdamW for the rest, seen as one."""
+    """All optimisers of a run, seen as one.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings) -> None:
+    One for all parameters, or Muon for the matrices of repeated blocks and AdamW for the rest; with
+    ``in_backward`` these for each block of its own, see :class:`~twinflow.training.optim_in_backward.InBackward`.
+    ``seed``: of the random numbers of stochastic rounding.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings, *, seed: int = 0) -> None:
         self.settings = settings
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
-        self.all = _build(parameters, settings)
+        self.in_backward: InBackward | None = None
+        if settings.in_backward:
+            units = [_build(unit, settings, self._names, seed) for unit in blockwise(parameters)]
+            self.all = [optimizer for unit in units for optimizer in unit]
+            self.in_backward = InBackward(units)
+        else:
+            self.all = _build(parameters, settings, self._names, seed)
 
-    def step(self, *, lr: float) -> None:
+    def begin(self, *, lr: float) -> None:
+        """The learning rate of the step whose backward pass comes next."""
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = lr
+
+    def step(self) -> None:
+        for optimizer in self.all:
             optimizer.step()
 
     def zero_grad(self) -> None:
@@ -70,12 +91,51 @@ class Optimizers:
             members = [p for group in optimizer.param_groups for p in group["params"]]
             named = [(i, self._names[parameter]) for i, parameter in enumerate(members)]
             state = {i: states[name] for i, name in named if name in states}
+            if isinstance(optimizer, RoundingOptimizer):
+                for i, saved in state.items():
+                    optimizer.restore(members[i], saved)
+                continue
             optimizer.load_state_dict(
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
 
 
-def _build(parameters: Mapping[str, nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
+def state_bytes(settings: Settings, shape: Sequence[int], dtype: torch.dtype, *, in_block: bool) -> int:
+    """What the optimiser keeps of a parameter of this shape; its counter of steps is not counted."""
+    count = int(torch.Size(shape).numel())
+    if settings.name == "adafactor":
+        return Adafactor.state_bytes(shape)
+    if settings.name in LOW_BITS:
+        return LowBitAdamW.state_bytes(shape, bits=LOW_BITS[settings.name])
+    moments = 1 if settings.name == "muon" and len(shape) == 2 and in_block else 2
+    return moments * count * dtype.itemsize
+
+
+def update_bytes(settings: Settings, largest: int) -> int:
+    """Passing memory of an update whose largest parameter has so many elements."""
+    if settings.name == "adafactor" or settings.name in LOW_BITS:
+        return min(largest, CHUNK) * UPDATE_BYTES
+    return 0  # fused
+
+
+def _build(
+    parameters: Mapping[str, nn.Parameter], settings: Settings, names: dict[Tensor, str], seed: int
+) -> list[torch.optim.Optimizer]:
+    groups = _groups(parameters, settings)
+    if settings.name == "adafactor":
+        return [Adafactor(groups, lr=settings.lr, beta2=settings.betas[1], names=names, seed=seed)]
+    if settings.name in LOW_BITS:
+        return [
+            LowBitAdamW(
+                groups,
+                bits=LOW_BITS[settings.name],
+                lr=settings.lr,
+                betas=settings.betas,
+                eps=settings.eps,
+                names=names,
+                seed=seed,
+            )
+        ]
     if settings.name == "muon":
         hidden = {name: p for name, p in parameters.items() if p.dim() == 2 and _in_block(name)}
         rest = {name: p for name, p in parameters.items() if name not in hidden}
@@ -94,7 +154,7 @@ def _build(parameters: Mapping[str, nn.Parameter], settings: Settings) -> list[t
     if settings.name == "radam":
         return [
             torch.optim.RAdam(
-                _groups(parameters, settings),
+                groups,
                 lr=settings.lr,
                 betas=settings.betas,
                 eps=settings.eps,

@@ -15,6 +15,7 @@ from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import Field, Objective, Phase, Step, only_trained
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
+from twinflow.training.offload import offloaded
 from twinflow.training.processes import Processes
 
 
@@ -58,6 +59,7 @@ class OptimizerStep:
     generator: Generator
     clip: float | None
     dropout: Callable[[], AbstractContextManager[None]] = nullcontext  # around all calls for one micro-batch
+    offload: bool = False  # what autograd keeps, to the host
 
     def __call__(
         self,
@@ -72,9 +74,16 @@ class OptimizerStep:
 
         Returns their results, and the norm of the gradient of all these networks; each is clipped on its own.
         """
+        some = [self.trained[name] for name in phase.trains]
+        for own in some:
+            own.optimizers.begin(lr=lr * own.lr)
         with only_trained({name: own.parameters for name, own in self.trained.items()}, phase.trains):
             results = self._backward(step, batches, count=count)
-        some = [self.trained[name] for name in phase.trains]
+        early = [own.optimizers.in_backward for own in some if own.optimizers.in_backward is not None]
+        if early:  # all of them: the weights have been updated
+            norm = torch.stack([updates.finish() for updates in early]).norm()
+            self.guard.gradient(step, norm, results)
+            return results, norm
         gradients = [p.grad for own in some for p in own.parameters if p.grad is not None]
         self.processes.average(gradients)
         norm = get_total_norm(gradients)
@@ -85,24 +94,26 @@ class OptimizerStep:
                 clip_grads_with_norm_(
                     own.parameters, self.clip, norm if len(some) == 1 else get_total_norm(of_own)
                 )
-            own.optimizers.step(lr=lr * own.lr)
+            own.optimizers.step()
             own.optimizers.zero_grad()
         return results, norm
 
     def _backward(self, step: int, batches: Iterable[EncodedBatch], *, count: int) -> list[Step]:
         others = {"networks": self.networks} if self.networks else {}
+        weights = [p for own in self.trained.values() for p in own.parameters]
         results = []
         for batch in batches:
             with self.dropout():
-                result = self.objective.step(
-                    self.field,
-                    batch.x,
-                    batch.cond,
-                    uncond=batch.uncond,
-                    teacher=self.teacher,
-                    generator=self.generator,
-                    **others,
-                )
+                with offloaded(weights) if self.offload else nullcontext():
+                    result = self.objective.step(
+                        self.field,
+                        batch.x,
+                        batch.cond,
+                        uncond=batch.uncond,
+                        teacher=self.teacher,
+                        generator=self.generator,
+                        **others,
+                    )
                 self.guard.loss(step, result)
                 (result.loss / count).backward()
             results.append(result)

@@ -38,6 +38,8 @@ from twinflow.training.run_folder import RunFolder
 from twinflow.training.state import RunState
 from twinflow.training.step import AutocastField, OptimizerStep, to_device
 from twinflow.training.weights import freeze_unused
+from twinflow.training.watch import AFTER, Prediction, measured_peak
+from twinflow.training.weights import leave_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,9 @@ class Trainer:
         console: Console | None = None,
         accountant: Accountant | None = None,
         budget: Budget | None = None,
+        prediction: Prediction | None = None,
     ) -> None:
+        self.prediction = prediction
         self.recipe, self.pipe, self.dataset = recipe, pipe, dataset
         self.objective: Objective = objective if objective is not None else recipe.build_objective()
         self.folder = RunFolder(recipe)
@@ -114,7 +118,7 @@ class Trainer:
         self.averages = Averages.of(network, recipe.ema, teacher=getattr(self.objective, "teacher", "self"))
         self.objective.set_shard(self.processes.rank, self.processes.world_size)
         self.examples = self._encode()
-        student = Trained.of(network, recipe.optimizer)
+        student = Trained.of(network, recipe.optimizer, seed=recipe.train.seed)
         self.companions = Companions(
             self.objective,
             network,
@@ -126,7 +130,14 @@ class Trainer:
         if recipe.train.compile:
             network.compile()
         self.previewer = self._previewer()
+        if recipe.data.cache and self.device.type == "cuda":
+            leave_device(
+                self.pipe, keep=("transformer",) if self.previewer is None else ("transformer", "vae")
+            )
         self.guard = FiniteGuard()
+        for own in (student, *self.companions.trained.values()):
+            if own.optimizers.in_backward is not None:
+                own.optimizers.in_backward.average = self.processes.average
         self.state = RunState(
             network=network,
             averages=self.averages,
@@ -159,6 +170,7 @@ class Trainer:
             generator=self.state.generator,
             clip=recipe.optimizer.clip,
             dropout=getattr(network, "dropout", nullcontext),
+            offload=recipe.train.offload,
         )
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
@@ -242,6 +254,8 @@ class Trainer:
         if self._checkpoint is not None:
             done = f"; to train on, raise train.steps above {total}" if self.state.step >= total else ""
             self._display.line(f"resumed at step {self.state.step} from {self._checkpoint}{done}")
+        if self.prediction is not None:
+            self._display.line(self.prediction.line)
         self._display.start("training", total=total, now=self.state.step)
         first = self.state.step
         saved = self.state.step if self._checkpoint is not None else None
@@ -250,6 +264,9 @@ class Trainer:
                 if self.processes.any(interruption.requested, self.device):
                     break
                 self._make_step()
+                if self.prediction is not None and self.state.step - first == AFTER:
+                    measured = measured_peak(self.device)
+                    self._display.line(self.prediction.beside(measured, device=self.device))
                 if self.state.step % recipe.log.every == 0 or self.state.step == total:
                     self._log()
                 if recipe.checkpoint.every and self.state.step % recipe.checkpoint.every == 0:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +51,10 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
             )
     for name, weight in own.items():
         weight.copy_(weights[name])
+
+
+def leave_device(pipe: Any, *, keep: Sequence[str]) -> None:
+    """Move the networks of a pipeline that the steps don't need to the host: all of its parts but ``keep``."""
+    for name, part in getattr(getattr(pipe, "pipe", None), "components", {}).items():
+        if isinstance(part, nn.Module) and name not in keep and any(p.is_cuda for p in part.parameters()):
+            part.to("cpu")

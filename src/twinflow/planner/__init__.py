@@ -1,0 +1,84 @@
+"""Memory and time of a run before it is launched, from configurations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from twinflow.config import Recipe, load_recipe
+from twinflow.errors import TwinflowError
+from twinflow.planner.hardware import GPUS, Gpu, gpu_named
+from twinflow.planner.plan import Plan, Planner
+from twinflow.planner.remedies import Tried, find_remedies
+from twinflow.planner.setup import Setup
+from twinflow.planner.sources import Backbone, published
+
+__all__ = [
+    "GPUS",
+    "Backbone",
+    "Gpu",
+    "Plan",
+    "Planner",
+    "Setup",
+    "Tried",
+    "find_remedies",
+    "gpu_named",
+    "plan_recipe",
+    "published",
+    "recipe_for",
+]
+
+
+def recipe_for(path: Path | None, overrides: Sequence[str], *, config: str | None) -> Recipe:
+    """The recipe ``path``; without one, TwinFlow's defaults on the published configuration ``config``."""
+    if path is not None:
+        return load_recipe(path, overrides)
+    if config is None:
+        raise TwinflowError("give a recipe, or the name of a published configuration with --config")
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:  # so that overrides are read like those of any recipe
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(_DEFAULT.format(name=config, size=Backbone.published(config).size))
+        return load_recipe(file, overrides)
+
+
+_DEFAULT = """
+model: {{path: {name}, dtype: bf16}}
+data: {{kind: folder, path: pictures, size: {size}}}
+objective: {{name: twinflow, teacher: self}}
+ema: {{decay: 0}}
+train: {{steps: 10000, batch: 4}}
+output: runs/plan
+"""
+
+
+def plan_recipe(
+    recipe: Recipe,
+    *,
+    gpu: Gpu,
+    gpus: int = 1,
+    config: str | None = None,
+    text_tokens: int | None = None,
+    frames: int | None = None,
+    backbone: Backbone | None = None,
+) -> tuple[Planner, Plan]:
+    """Plan ``recipe``; ``config`` is a published configuration in the place of the recipe's model.
+
+    :class:`TwinflowError` for what can't be planned: a part other than the transformer, or a transformer that
+    can't be called from its configuration.
+    """
+    if recipe.model.part != "transformer":
+        raise TwinflowError(f"model.part = {recipe.model.part!r}: plans are made for transformers")
+    if gpus < 1:
+        raise TwinflowError(f"--gpus must be at least 1, got {gpus}")
+    if backbone is None:
+        backbone = Backbone.published(config) if config else Backbone.stored(recipe.model.path)
+    setup = Setup.of(
+        recipe,
+        size=backbone.size,
+        frames=frames or backbone.frames,
+        text_tokens=text_tokens or backbone.text_tokens,
+    )
+    planner = Planner(backbone, recipe.build_objective())
+    return planner, planner.plan(setup, gpu, gpus)

@@ -1,0 +1,226 @@
+"""A transformer of fake tensors: real modules with real shapes, and no data, however many parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from twinflow.pipelines.freezing import freeze_parameters
+from twinflow.pipelines.target_time import attach_target_time
+
+# Of a run of like blocks the first two and the last are kept as they are; the third stands for all the others.
+_KEPT = 4
+
+
+class _Mode(FakeTensorMode):
+    """Copies of a fake tensor stay in its mode."""
+
+    def __deepcopy__(self, memo: Any) -> _Mode:
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One parameter of the whole network."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    trained: bool
+    block: int | None  # number of the block that it lies in
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(kw_only=True)
+class FakeNetwork:
+    """``module`` has a few blocks of each kind; ``repeats`` says how many each of them stands for."""
+
+    module: Any
+    mode: FakeTensorMode
+    dtype: torch.dtype
+    weights: list[Weight]  # of the whole network
+    repeats: dict[nn.Module, int]
+    buffers: int  # bytes, of the whole network: tables of positions, say
+    blocks: int  # of the whole network
+    names: dict[nn.Parameter, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @classmethod
+    def build(
+        cls,
+        kind: type,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        target_time: bool = True,
+        freeze: tuple[str, ...] = (),
+        lora_rank: int | None = None,
+        lora_targets: tuple[str, ...] = (),
+    ) -> FakeNetwork:
+        """The diffusers class ``kind`` with ``config``, with the target-time branch attached.
+
+        ``freeze``: patterns of names that are not trained. ``lora_rank``: of adapters on the layers that match
+        ``lora_targets``; then only these and the branch are trained, in fp32.
+        """
+        mode = _Mode()
+        default = torch.get_default_dtype()
+        with mode, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copying tensors without data
+            torch.set_default_dtype(dtype)
+            try:
+                module: Any = kind.from_config(dict(config))  # type: ignore[attr-defined]
+                if target_time:
+                    attach_target_time(module)
+            finally:
+                torch.set_default_dtype(default)
+            _keep_exact(module)
+            if lora_rank is not None:
+                module.requires_grad_(False)
+                _adapt(module, lora_rank, lora_targets)
+                if target_time:
+                    module.get_submodule(module._time_mlp_path).target_embedder.requires_grad_(True)
+            freeze_parameters(module, freeze)
+        names = {p: name for name, p in module.named_parameters()}
+        blocks = list(repeated_blocks(module))
+        block_of = {p: number for number, block in enumerate(blocks) for p in block.parameters()}
+        weights = [
+            Weight(
+                name=name,
+                shape=tuple(p.shape),
+                dtype=p.dtype,
+                trained=p.requires_grad,
+                block=block_of.get(p),
+            )
+            for p, name in names.items()
+        ]
+        return cls(
+            module=module,
+            mode=mode,
+            dtype=dtype,
+            weights=weights,
+            buffers=sum(b.numel() * b.element_size() for b in module.buffers()),
+            repeats=_shorten(module),
+            blocks=len(blocks),
+            names=names,
+        )
+
+    def parameters(self, *, trained: bool | None = None) -> int:
+        """How many, of the whole network."""
+        return sum(w.numel for w in self.weights if trained is None or w.trained == trained)
+
+    def groups(self) -> dict[str, int]:
+        """Parameters by the part of the network that they belong to, the largest first."""
+        found: dict[str, int] = {}
+        for weight in self.weights:
+            parts = [part for part in weight.name.split(".") if not part.isdigit()]
+            key = ".".join(parts[:2]) if weight.block is not None else parts[0]
+            found[key] = found.get(key, 0) + weight.numel
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def largest_block(self) -> int:
+        """Bytes of the weights of the largest block."""
+        sizes: dict[int, int] = {}
+        for weight in self.weights:
+            if weight.block is not None:
+                sizes[weight.block] = sizes.get(weight.block, 0) + weight.nbytes
+        return max(sizes.values(), default=0)
+
+
+class _Adapted(nn.Module):
+    """A layer with a LoRA, as PEFT computes it: factors and their maths in fp32."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base_layer(x)
+        return (y + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype)))).to(y.dtype)
+
+
+def _adapt(module: nn.Module, rank: int, targets: tuple[str, ...]) -> None:
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear) and any(fnmatchcase(name, pattern) for pattern in targets):
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, _Adapted(layer, rank))
+
+
+def _keep_exact(module: nn.Module) -> None:
+    """Put the parameters that diffusers loads in fp32 whatever dtype is asked for in fp32."""
+    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    for path, part in module.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if set(f"{path}.{name}".split(".")) & set(kept) and parameter.dtype != torch.float32:
+                exact = nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
+                setattr(part, name, exact)
+
+
+def block_lists(module: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
+    """The lists of repeated blocks, with the module and the name that they are found under."""
+    lists = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) > 0
+    ]
+    named = set(getattr(module, "_no_split_modules", None) or ())
+    whole = [entry for entry in lists if type(entry[2][0]).__name__ in named]
+    if not whole and lists:
+        largest = max(lists, key=lambda entry: sum(p.numel() for p in entry[2].parameters()))
+        whole = [largest]
+    inner = {id(m) for _, _, blocks in whole for block in blocks for m in block.modules()}
+    return [entry for entry in whole if id(entry[2]) not in inner]
+
+
+def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for _, _, blocks in block_lists(module):
+        yield from blocks
+
+
+def _shorten(module: nn.Module) -> dict[nn.Module, int]:
+    """Take out of each run of like blocks all but a few, in place; how many each of these stands for."""
+    repeats: dict[nn.Module, int] = {}
+    for parent, name, blocks in block_lists(module):
+        runs: list[list[nn.Module]] = []
+        for block in blocks:
+            if runs and _signature(runs[-1][0]) == _signature(block):
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        kept = []
+        for run in runs:
+            if len(run) > _KEPT:
+                repeats[run[2]] = len(run) - _KEPT + 1
+                run = [*run[: _KEPT - 1], run[-1]]
+            kept += run
+        setattr(parent, name, nn.ModuleList(kept))
+        repeats.update({block: 1 for block in kept if block not in repeats})
+    return repeats
+
+
+def _signature(block: nn.Module) -> tuple[Any, ...]:
+    shapes = tuple((n, tuple(p.shape), p.requires_grad) for n, p in block.named_parameters())
+    return type(block), shapes

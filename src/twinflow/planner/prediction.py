@@ -1,0 +1,90 @@
+"""What a run that is about to start will take, on the device that it starts on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twinflow.config import Recipe
+from twinflow.errors import TwinflowError
+from twinflow.planner import plan_recipe
+from twinflow.planner.hardware import GPUS, Gpu
+from twinflow.planner.plan import Plan, size
+from twinflow.planner.sources import Backbone, measure_autoencoder
+from twinflow.training.watch import Prediction
+
+
+def predict(recipe: Recipe, model: Any) -> Prediction | None:
+    """The plan of ``recipe`` for the loaded ``model``; None where none can be made.
+
+    Parameters that never get a gradient are frozen. :class:`TwinflowError` on a GPU that is certain to be too small,
+    unless ``train.force`` is set.
+    """
+    if recipe.model.part != "transformer" or not hasattr(model, "adapter"):
+        return None
+    device = next(model.network.parameters()).device
+    gpu = gpu_at(device)
+    try:
+        backbone = backbone_of(model)
+        _, plan = plan_recipe(recipe, gpu=gpu, backbone=backbone, text_tokens=backbone.text_tokens)
+    except Exception as error:  # a family that can't be called from its configuration is trained all the same
+        return Prediction(line=f"no plan: {str(error).splitlines()[0]}", bytes=None)
+    freeze_dead(model.pipe.transformer, plan)
+    if device.type != "cuda":
+        needed = size(plan.allocated)
+        return Prediction(line=f"plan: {needed} for network, optimiser and activations", bytes=plan.allocated)
+    if not plan.fits and not recipe.train.force:
+        raise TwinflowError(
+            f"{plan.summary()}\n`twinflow plan` with this recipe says what makes it fit; train.force=true starts it "
+            "all the same"
+        )
+    return Prediction(line=f"plan: {plan.summary()}", bytes=plan.allocated)
+
+
+def freeze_dead(transformer: Any, plan: Plan) -> None:
+    """Stop training what has no effect on the loss: optimisers, averages and checkpoints then leave it out."""
+    parameters = dict(transformer.named_parameters())
+    for name in plan.profile.dead:
+        if name in parameters:
+            parameters[name].requires_grad_(False)
+
+
+def gpu_at(device: torch.device) -> Gpu:
+    """The GPU ``device`` with the memory that it has; for a CPU a nameless one."""
+    if device.type != "cuda":
+        return Gpu(name="cpu", memory=1 << 60, bf16=1.0, fp32=1.0, bandwidth=1.0)
+    found = torch.cuda.get_device_properties(device)
+    like = next(
+        (gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in found.name.lower().replace(" ", "")), None
+    )
+    return Gpu(
+        name=found.name,
+        memory=found.total_memory,
+        bf16=like.bf16 if like else float("nan"),
+        fp32=like.fp32 if like else float("nan"),
+        bandwidth=like.bandwidth if like else float("nan"),
+    )
+
+
+def backbone_of(pipe: Any) -> Backbone:
+    """Of a loaded :class:`~twinflow.pipelines.AnyStepPipeline`."""
+    stock = pipe.pipe
+    compression = measure_autoencoder(type(stock.vae), stock.vae.config)
+    height = pipe.adapter.geometry().codec.scale.shape[-2]
+    with torch.no_grad():
+        tokens = pipe.encode_prompts(["a"]).tensors.get("encoder_hidden_states")
+    others = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in stock.components.items()
+        if isinstance(part, torch.nn.Module) and name != "transformer"
+    }
+    return Backbone(
+        name=type(stock).__name__,
+        kind=type(stock.transformer),
+        config=dict(stock.transformer.config),
+        compression=compression,
+        text_tokens=256 if tokens is None else tokens.shape[1],
+        size=height * compression.spatial,
+        encoders=others,
+    )

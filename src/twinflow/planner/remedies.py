@@ -1,0 +1,174 @@
+"""What to change so that a run fits: each change planned again, the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from twinflow.planner.plan import Plan, Planner
+from twinflow.planner.setup import Setup
+
+_MOST_GPUS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """A change of a recipe."""
+
+    overrides: str  # as they are written behind the command
+    costs: str  # what is given up
+    change: Callable[[Setup], Setup]
+    gpus: int = 1  # times as many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A remedy, and the plan with it and all before it."""
+
+    remedy: Remedy
+    plan: Plan
+
+
+def find_remedies(planner: Planner, plan: Plan) -> list[Tried]:
+    """Changes that together make ``plan`` fit; if nothing does, all that help."""
+    setup, gpus = plan.setup, plan.gpus
+    tried: list[Tried] = []
+    for remedy in _candidates(planner, plan):
+        changed = remedy.change(setup)
+        if changed == setup and remedy.gpus == 1:
+            continue
+        new = planner.plan(changed, plan.gpu, gpus * remedy.gpus)
+        before = tried[-1].plan if tried else plan
+        if new.peak >= before.peak:  # it does not help here
+            continue
+        setup, gpus = changed, gpus * remedy.gpus
+        tried.append(Tried(remedy=remedy, plan=new))
+        if new.fits:
+            return _pruned(planner, plan, tried)
+    return tried
+
+
+def _pruned(planner: Planner, plan: Plan, tried: list[Tried]) -> list[Tried]:
+    """The last change may have made former ones unnecessary: leave out what can be, the dearest first."""
+    kept = list(tried)
+    for entry in reversed(tried[:-1]):
+        fewer = [other for other in kept if other is not entry]
+        if all(new.fits for new in _applied(planner, plan, fewer, last_only=True)):
+            kept = fewer
+    plans = _applied(planner, plan, kept, last_only=False)
+    return [replace(entry, plan=new) for entry, new in zip(kept, plans, strict=True)]
+
+
+def _applied(planner: Planner, plan: Plan, tried: list[Tried], *, last_only: bool) -> Iterator[Plan]:
+    setup, gpus = plan.setup, plan.gpus
+    for number, entry in enumerate(tried):
+        setup, gpus = entry.remedy.change(setup), gpus * entry.remedy.gpus
+        if not last_only or number == len(tried) - 1:
+            yield planner.plan(setup, plan.gpu, gpus)
+
+
+def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
+    """From those that cost nothing to those that change what is trained, then more GPUs."""
+    start = plan.setup
+    full = start.lora_rank is None
+    if not start.cached:
+        yield Remedy(
+            overrides="data.cache=true",
+            costs="nothing: text encoder and autoencoder leave the GPU after the encoding",
+            change=lambda s: replace(s, cached=True),
+        )
+    yield Remedy(
+        overrides="train.gradient_checkpointing=true",
+        costs="one more forward of each step's rows with gradient",
+        change=lambda s: replace(s, checkpointing=True),
+    )
+    if full:
+        yield Remedy(
+            overrides="optimizer.in_backward=true optimizer.clip=null train.accumulate=1",
+            costs="no clip by the norm of all gradients, no accumulation",
+            change=lambda s: replace(s.with_optimizer(in_backward=True, clip=None), accumulate=1),
+        )
+    if full and start.dtype == "fp32":
+        yield Remedy(
+            overrides="model.dtype=bf16 train.precision=fp32 optimizer.name=adamw8bit",
+            costs="weights rounded to bf16, by chance; moments in 8 bits",
+            change=lambda s: replace(s.with_optimizer(name="adamw8bit"), dtype="bf16", autocast=False),
+        )
+    elif start.dtype == "fp32":
+        yield Remedy(
+            overrides="model.dtype=bf16 train.precision=fp32",
+            costs="the frozen base is rounded to bf16",
+            change=lambda s: replace(s, dtype="bf16", autocast=False),
+        )
+    yield Remedy(
+        overrides="train.offload=true",
+        costs="traffic to the host and back",
+        change=lambda s: replace(s, offload=True) if s.checkpointing else s,
+    )
+    if full:
+        yield from (
+            Remedy(
+                overrides=f"optimizer.name={name}",
+                costs=costs,
+                change=_to_optimizer(name),
+            )
+            for name, costs in (
+                ("adamw8bit", "moments in 8 bits"),
+                ("adamw4bit", "moments in 4 bits"),
+                ("adafactor", "no momentum, and second moments by rows and columns"),
+            )
+        )
+    if start.teacher == "ema" or start.ema.decay > 0:
+        yield Remedy(
+            overrides="ema.decay=0 objective.teacher=self",
+            costs="no average of the weights; the teacher is the student itself",
+            change=lambda s: replace(
+                s,
+                ema=s.ema.model_copy(update={"decay": 0.0}),
+                teacher="self" if s.teacher == "ema" else s.teacher,
+            ),
+        )
+    modulation = tuple(f"{name}.*" for name in planner.layers(start)[False]) if full else ()
+    if modulation:
+        listed = ", ".join(f'"{name}"' for name in modulation)
+        yield Remedy(
+            overrides=f"model.freeze='[{listed}]'",
+            costs="the modulation by the time keeps its weights",
+            change=lambda s: replace(s, freeze=tuple(dict.fromkeys([*s.freeze, *modulation]))),
+        )
+    batch = start.batch
+    while batch > 1:
+        batch //= 2
+        yield Remedy(
+            overrides=f"train.batch={batch}",
+            costs="fewer rows a step",
+            change=_to_batch(batch),
+        )
+    gpus = plan.gpus
+    while full and gpus < _MOST_GPUS:
+        gpus *= 2
+        yield Remedy(overrides=f"--gpus {gpus}", costs="twice the GPUs", change=lambda s: s, gpus=2)
+    if full:
+        yield Remedy(
+            overrides="model.train=lora",
+            costs="adapters of rank 16 instead of all weights",
+            change=lambda s: replace(s, lora_rank=16, freeze=()),
+        )
+
+
+_ORDER = ("adamw", "radam", "muon", "adamw8bit", "adamw4bit", "adafactor")
+
+
+def _to_optimizer(name: str) -> Callable[[Setup], Setup]:
+    """To the optimiser ``name``, if it keeps less than that of the setup."""
+
+    def change(setup: Setup) -> Setup:
+        if _ORDER.index(name) <= _ORDER.index(setup.optimizer.name):
+            return setup
+        return setup.with_optimizer(name=name)
+
+    return change
+
+
+def _to_batch(batch: int) -> Callable[[Setup], Setup]:
+    return lambda setup: replace(setup, batch=batch)

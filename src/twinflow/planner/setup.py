@@ -1,0 +1,96 @@
+"""What of a recipe decides memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from twinflow.config import Recipe
+from twinflow.planner.step import StepOptions
+from twinflow.recipes.sections import Ema, Optimizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A recipe's settings, in a form that can be changed one by one and planned again."""
+
+    batch: int
+    steps: int
+    accumulate: int = 1
+    dtype: str = "bf16"  # of the stored weights
+    autocast: bool = False
+    target_time: bool = True
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    ema: Ema = field(default_factory=Ema)
+    teacher: str = "self"
+    checkpointing: bool = False
+    offload: bool = False
+    freeze: tuple[str, ...] = ()
+    lora_rank: int | None = None
+    height: int = 512
+    width: int = 512
+    frames: int | None = None
+    text_tokens: int = 256
+    cached: bool = True  # text encoder and autoencoder leave the GPU once everything is encoded
+    previews: bool = False  # but the autoencoder, which decodes the pictures
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, size: int, frames: int | None, text_tokens: int) -> Setup:
+        """That of ``recipe``; ``size``, ``frames`` and ``text_tokens`` where it does not say."""
+        call, data, train = recipe.model.call, recipe.data, recipe.train
+        pixels = _pixels(data)
+        adapter: Any = getattr(recipe.model, "lora", None)
+        return cls(
+            batch=train.batch,
+            steps=train.steps,
+            accumulate=train.accumulate,
+            dtype=recipe.model.dtype,
+            autocast=train.precision == "bf16" and recipe.model.dtype != "bf16",
+            target_time=recipe.model.target_time,
+            optimizer=recipe.optimizer,
+            ema=recipe.ema,
+            teacher=getattr(recipe.build_objective(), "teacher", "self"),
+            checkpointing=bool(getattr(train, "gradient_checkpointing", False)),
+            offload=train.offload,
+            freeze=recipe.model.freeze,
+            lora_rank=adapter.rank if recipe.model.train != "full" else None,
+            height=pixels or int(call.get("height", size)),
+            width=pixels or int(call.get("width", size)),
+            frames=call.get("num_frames", frames),
+            text_tokens=int(call.get("max_sequence_length", text_tokens)),
+            cached=bool(data.cache),
+            previews=recipe.preview.every > 0,
+        )
+
+    @property
+    def options(self) -> StepOptions:
+        return StepOptions(
+            checkpointing=self.checkpointing,
+            offload=self.offload,
+            in_backward=self.optimizer.in_backward,
+            autocast=self.autocast,
+        )
+
+    @property
+    def half(self) -> bool:
+        """Whether the maths is in 16 bits."""
+        return self.autocast or self.dtype == "bf16"
+
+    def with_optimizer(self, **changes: Any) -> Setup:
+        return replace(self, optimizer=self.optimizer.model_copy(update=changes))
+
+
+def _pixels(data: Any) -> int | None:
+    """Of a side of the data's pictures, if the data set says so."""
+    if data.kind == "shapeworld":
+        from twinflow.data.shapeworld.world import LEVELS
+
+        return int(LEVELS[data.level].size)
+    if data.kind == "digits":
+        return 8
+    size = getattr(data, "size", None)
+    return size if isinstance(size, int) else None

@@ -1,0 +1,98 @@
+"""Plans as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from twinflow.planner.comparison import Row
+from twinflow.planner.plan import Plan, size
+from twinflow.planner.remedies import Tried
+
+
+def model_table(plan: Plan) -> Table:
+    """Parameters by part."""
+    table = _table("model", plan.model, "parameters", "share")
+    for name, count in list(plan.groups.items())[:10]:
+        table.add_row(name, f"{count / 1e9:.4g} B", f"{100 * count / plan.parameters:.1f} %")
+    table.add_section()
+    table.add_row("all", f"{plan.parameters / 1e9:.5g} B", "")
+    table.add_row("trained", f"{plan.trained / 1e9:.5g} B", f"{100 * plan.trained / plan.parameters:.1f} %")
+    return table
+
+
+def memory_table(plan: Plan) -> Table:
+    """Memory of one GPU by component."""
+    table = _table("memory", f"on each of {plan.gpus} x {plan.gpu.name}", "at the peak")
+    for component in plan.components:
+        table.add_row(component.name, size(component.bytes))
+    table.add_section()
+    verdict = "fits" if plan.fits else "does not fit"
+    table.add_row("peak", f"{size(plan.peak)} of {size(plan.gpu.memory)}: {verdict}")
+    if plan.host:
+        table.add_row("on the host", size(plan.host))
+    return table
+
+
+def time_table(plan: Plan) -> Table:
+    """Work and the floor of the time."""
+    profile, rows = plan.profile, plan.setup.batch * plan.setup.accumulate
+    forward, work = profile.forward_flops, profile.step_flops / plan.setup.batch
+    table = _table("time", "what", "how much")
+    table.add_row("forward of one row", f"{forward / 1e12:.4g} TFLOP")
+    table.add_row("network calls a step", f"{profile.schedule.calls:.3g}")
+    table.add_row("rows without gradient, per row", f"{profile.schedule.rows:.3g}")
+    table.add_row("work of one row's step", f"{work / 1e12:.4g} TFLOP = {work / forward:.3g} forwards")
+    table.add_row("rows a step", f"{rows * plan.gpus}")
+    table.add_row("floor of a step", f"{plan.step_seconds:.3g} s")
+    table.add_row(f"floor of {plan.setup.steps} steps", duration(plan.run_seconds))
+    return table
+
+
+def remedy_table(plan: Plan, tried: Sequence[Tried]) -> Table:
+    """Changes, each with all before it."""
+    table = _table("what makes it fit", "change, with those before it", "peak", "floor of a step", "costs")
+    table.add_row("as it is", size(plan.peak), f"{plan.step_seconds:.3g} s", "")
+    for entry in tried:
+        new = entry.plan
+        verdict = ", fits" if new.fits else ""
+        table.add_row(
+            entry.remedy.overrides,
+            f"{size(new.peak)}{verdict}",
+            f"{new.step_seconds:.3g} s",
+            entry.remedy.costs,
+        )
+    return table
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """TwinFlow and methods of several networks."""
+    table = _table("one network or three", "method", "networks trained", "frozen", "peak", "work per update")
+    for row in rows:
+        verdict = "fits" if row.fits else "does not fit"
+        table.add_row(
+            row.method,
+            str(row.trained),
+            str(row.frozen),
+            f"{size(row.peak)}, {verdict}",
+            f"{row.forwards:.3g} forwards",
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """``"3 d 4 h"``, ``"5 h 10 min"``, ``"40 s"``."""
+    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} {int(seconds % length // part)} {smaller}"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.3g} s"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(
+            column, justify="left" if number == 0 or column == "costs" else "right", overflow="fold"
+        )
+    return table

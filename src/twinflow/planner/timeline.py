@@ -1,0 +1,54 @@
+"""The memory of a step over time, put together from stretches that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from twinflow.planner.tracker import Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A measured segment, and how often it comes in succession: once for each block that it stands for."""
+
+    segment: Segment
+    count: int
+    gradients: int  # bytes of the parameters' gradients in the segment's change
+
+
+@dataclass
+class Timeline:
+    """Adds stretches after one another, a repeated one in closed form."""
+
+    live: int = 0
+    gradients: int = 0
+    peak: int = 0
+    peak_at: str = ""
+    gradients_at_peak: int = 0
+    host: int = 0
+    host_peak: int = 0
+    flops: dict[str, int] = field(default_factory=dict)  # by the phase of the step
+
+    @classmethod
+    def of(cls, stretches: Iterable[Stretch], *, gradient_share: float = 1.0) -> Timeline:
+        """Of ``stretches``; of complete gradients only a share stays (where they are sharded)."""
+        timeline = cls()
+        for stretch in stretches:
+            timeline.add(stretch, gradient_share)
+        return timeline
+
+    def add(self, stretch: Stretch, gradient_share: float = 1.0) -> None:
+        segment, before = stretch.segment, stretch.count - 1
+        gradients = round(stretch.gradients * gradient_share)
+        change = segment.change - stretch.gradients + gradients
+        top = self.live + max(before * change, 0) + segment.rise  # of the repetition that starts highest
+        if top > self.peak:
+            self.peak, self.peak_at = top, segment.label
+            self.gradients_at_peak = self.gradients + before * max(gradients, 0) + max(stretch.gradients, 0)
+        self.live += stretch.count * change
+        self.gradients += stretch.count * gradients
+        self.host_peak = max(self.host_peak, self.host + max(stretch.count * segment.host, 0))
+        self.host += stretch.count * segment.host
+        phase = segment.label.partition("|")[0]
+        self.flops[phase] = self.flops.get(phase, 0) + stretch.count * segment.flops

@@ -1,0 +1,122 @@
+"""bf16 weights that learn from steps too small for them: rounding by chance (arXiv 2010.06192).
+
+A bf16 number has 8 significant bits, so a step below 1/512 of a weight is lost when rounded to the nearest: at a
+learning rate of 1e-5 that is nearly every step. Rounded up with the probability of the part that is cut off, the
+mean of many steps is exact.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+CHUNK = 1 << 22  # elements of a weight that are updated together: bounds the fp32 copies that this takes
+UPDATE_BYTES = 32  # of passing memory for each of these elements
+
+
+def round_stochastically(value: Tensor, *, generator: Generator) -> Tensor:
+    """``value`` (…) fp32 as bf16: each element one of its two neighbours, with ``value`` as the mean."""
+    noise = torch.randint(
+        0, 1 << 16, value.shape, generator=generator, device=value.device, dtype=torch.int32
+    )
+    # The lower half of the bits is what bf16 cuts off; a carry out of it is the next number away from zero.
+    return ((value.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+class Rounding:
+    """Writes fp32 values into weights of any dtype.
+
+    The random numbers are a function of (seed, parameter, its step): nothing has to be saved to resume exactly, and
+    the order in which parameters are updated makes no difference.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        self._generators: dict[torch.device, Generator] = {}
+
+    def generator(self, name: str, step: int, device: torch.device) -> Generator:
+        if device not in self._generators:
+            self._generators[device] = Generator(device)
+        key = _mix(_mix(_mix(self.seed) ^ zlib.crc32(name.encode())) ^ step)
+        return self._generators[device].manual_seed(key >> 1)
+
+    @staticmethod
+    def write(weight: Tensor, value: Tensor, generator: Generator) -> None:
+        """``weight <- value`` (fp32)."""
+        if weight.dtype == torch.bfloat16:
+            value = round_stochastically(value, generator=generator)
+        weight.copy_(value)
+
+
+def _mix(x: int) -> int:
+    """splitmix64: near keys get unrelated seeds."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+class RoundingOptimizer(torch.optim.Optimizer):
+    """Base of optimisers that compute in fp32, a chunk at a time, and round what they write by chance.
+
+    ``names``: of the parameters, which their random numbers follow from.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any], *, names: dict[Tensor, str], seed: int) -> None:
+        super().__init__(params, defaults)
+        self.names = names
+        self.rounding = Rounding(seed=seed)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(self.new_state(parameter))
+                state["step"] += 1
+                device = parameter.device
+                generator = self.rounding.generator(self.names[parameter], state["step"], device)
+                self.update(parameter, parameter.grad, state, group, generator)
+
+    def new_state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """State before the first step, with ``step`` 0."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        state: dict[str, Any],
+        group: dict[str, Any],
+        generator: Generator,
+    ) -> None:
+        raise NotImplementedError
+
+    def restore(self, parameter: nn.Parameter, state: dict[str, Any]) -> None:
+        """Take ``state`` as it was saved: torch's own loading would cast it to the parameter's dtype."""
+        new = self.new_state(parameter)
+        for key, value in new.items():
+            if isinstance(value, Tensor):
+                if state[key].shape != value.shape or state[key].dtype != value.dtype:
+                    raise ValueError(
+                        f"the optimiser's {key} of {self.names[parameter]} is {state[key].dtype} of shape "
+                        f"{tuple(state[key].shape)} there, and {value.dtype} of shape {tuple(value.shape)} here"
+                    )
+                new[key] = value.copy_(state[key])
+            else:
+                new[key] = type(value)(state[key])
+        self.state[parameter] = new
+
+
+def chunks(count: int, *, multiple: int = 1) -> Iterator[slice]:
+    """Slices of ``range(count)``, of :data:`CHUNK` elements down to a multiple of ``multiple``."""
+    length = max(CHUNK // multiple, 1) * multiple
+    for start in range(0, count, length):
+        yield slice(start, min(start + length, count))

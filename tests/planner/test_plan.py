@@ -1,0 +1,163 @@
+"""Plans of published models, changes that make them fit, and errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twinflow.cli import plan as _plan  # noqa: F401 - adds its command
+from twinflow.cli.app import app
+from twinflow.errors import TwinflowError
+from twinflow.objectives import FlowMatching, TwinFlow
+from twinflow.planner import Backbone, Planner, Setup, find_remedies, gpu_named, plan_recipe, recipe_for
+from twinflow.planner.comparison import compare
+from twinflow.planner.hardware import GiB
+from twinflow.planner.step import count_rows
+from twinflow.recipes.sections import Ema, Optimizer
+
+# Parameters without the target-time branch, and forward TFLOP of one row at 512 pixels and 256 text tokens, as
+# measured for docs/scaling.md on the real configurations by other means (the meta device, torch's FLOP counter).
+PUBLISHED = {
+    "qwen-image": (20_430_401_088, 18.62),
+    "sd3.5-medium": (2.243e9, 2.31),
+    "sd3.5-large": (8.057e9, 7.49),
+    "sana-0.6b": (0.592e9, 0.31),
+    "sana-1.6b": (1.604e9, 0.82),
+    "z-image": (6.155e9, 15.29),
+    "flux.1-dev": (11.901e9, 17.69),
+    "wan2.1-1.3b": (1.419e9, 140.11),
+    "wan2.1-14b": (14.288e9, 898.56),
+}
+IN_BACKWARD = Optimizer(name="adamw4bit", in_backward=True, clip=None)
+
+
+def setup(name: str, **changes: object) -> Setup:
+    frames = 81 if "wan" in name else None
+    plain = Setup(batch=1, steps=1, target_time=False, text_tokens=256, frames=frames, ema=Ema(decay=0))
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def sana() -> Planner:
+    return Planner(Backbone.published("sana-0.6b"), FlowMatching())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name: str) -> None:
+    parameters, forward = PUBLISHED[name]
+    planner = Planner(Backbone.published(name), FlowMatching())
+    assert planner.network(setup(name)).parameters() == pytest.approx(parameters, rel=5e-4)
+    flops = planner.profile(setup(name)).forward_flops
+    assert flops / 1e12 == pytest.approx(forward, rel=0.02, abs=0.005)
+
+
+@pytest.mark.slow
+def test_qwen_image_on_one_gpu() -> None:
+    """The simulation of all sixty blocks that docs/scaling.md reports gave 2.96, 1.25 and 38.4 GiB beyond weights."""
+    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self"))
+    start = setup("qwen-image", batch=4, checkpointing=True, optimizer=IN_BACKWARD)
+    plan = planner.plan(start, gpu_named("h100-80"))
+    assert plan.profile.peak / GiB == pytest.approx(2.96, rel=0.06)
+    assert planner.profile(replace(start, offload=True)).peak / GiB == pytest.approx(1.25, rel=0.12)
+    ordinary = replace(start, optimizer=Optimizer(name="adamw4bit"))
+    assert planner.profile(ordinary).peak / GiB == pytest.approx(38.4, rel=0.01)
+    assert plan.allocated / GiB == pytest.approx(61.2, rel=0.01)
+    assert plan.fits
+    assert len(plan.profile.dead) == 6
+    modulation = planner.layers(start)[False]
+    assert [name.rpartition(".")[0] for name in modulation] == [
+        "transformer_blocks.*.img_mod",
+        "transformer_blocks.*.txt_mod",
+    ]
+    three = compare(plan)[1]
+    assert three.peak > 2 * plan.peak * 0.9
+    assert not three.fits
+
+
+def test_the_schedule_is_the_objectives() -> None:
+    lean, _, _ = count_rows(TwinFlow(teacher="self", guidance=0.5, delta=1e-6, tangent_gap=1.0), 4)
+    # Of four rows: one sample, two guided twice, three jumps twice, and two for the rectification.
+    assert (lean.calls, lean.rows) == (4, 13 / 4)
+    plain, _, _ = count_rows(FlowMatching(), 4)
+    assert (plain.calls, plain.rows) == (1, 0)
+    ema, _, _ = count_rows(TwinFlow(teacher="ema"), 4)
+    assert 0 < ema.teacher_rows < ema.rows
+
+
+def test_memory_adds_up_and_changes_as_it_should(sana: Planner) -> None:
+    gpu = gpu_named("h100-80")
+    start = setup("sana-0.6b", batch=2)
+    plan = sana.plan(start, gpu)
+    sizes = {c.name: c.bytes for c in plan.components}
+    assert sum(sizes.values()) == plan.peak
+    assert sizes["optimiser states"] == 2 * sizes["weights"]  # AdamW in the weights' dtype
+    average = sana.plan(replace(start, ema=Ema(decay=0.9)), gpu)
+    assert average.peak - plan.peak == pytest.approx(plan.trained * 2, rel=0.01)
+    checkpointed = sana.plan(replace(start, checkpointing=True), gpu)
+    assert checkpointed.peak < plan.peak
+    assert checkpointed.profile.step_flops > 1.2 * plan.profile.step_flops
+    eight = sana.plan(start, gpu, 8)
+    assert eight.peak < plan.peak
+    assert {c.name: c.bytes for c in eight.components}["optimiser states"] == sizes["optimiser states"] // 8
+
+
+def test_remedies_fit_and_none_is_superfluous(sana: Planner) -> None:
+    start = setup("sana-0.6b", batch=4, height=1024, width=1024)
+    plan = sana.plan(start, gpu_named("h100-80"))
+    for share in (0.9, 0.4):
+        small = replace(plan.gpu, memory=int((plan.peak - plan.gpu.margin) * share) + 2 * GiB)
+        tight = sana.plan(start, small)
+        assert not tight.fits
+        tried = find_remedies(sana, tight)
+        assert tried[-1].plan.fits
+        assert not any(entry.plan.fits for entry in tried[:-1])
+        for left_out in tried:
+            changed, gpus = start, 1
+            for entry in tried:
+                if entry is not left_out:
+                    changed, gpus = entry.remedy.change(changed), gpus * entry.remedy.gpus
+            assert not sana.plan(changed, small, gpus).fits
+
+
+def test_the_command_prints_json_and_tables(tmp_path: Path) -> None:
+    arguments = ["plan", "train.batch=2", "--config", "sana-0.6b", "--gpu", "rtx4090-24", "--no-remedies"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["batch"] == 2
+    assert found["peak"] == sum(found["memory"].values())
+    assert found["comparison"][1]["peak"] > found["peak"]
+
+
+def test_the_embedded_model_is_planned_from_its_folder() -> None:
+    recipe = recipe_for(
+        Path("recipes/shapeworld_twinflow.yaml"),
+        ["objective.teacher=ema", "ema.teacher_decay=0.9"],
+        config=None,
+    )
+    _, plan = plan_recipe(recipe, gpu=gpu_named("rtx4090-24"))
+    assert plan.fits
+    assert plan.setup.height == 32
+    averages = next(c.bytes for c in plan.components if c.name == "averages")
+    assert averages == 2 * 4 * plan.trained  # one to draw with, and one that teaches
+
+
+def test_what_can_not_be_planned_is_said() -> None:
+    with pytest.raises(TwinflowError, match=r"--gpu = 'h100' is not known \(did you mean 'h100-80'"):
+        gpu_named("h100")
+    with pytest.raises(TwinflowError, match=r"did you mean 'qwen-image'"):
+        Backbone.published("qwen")
+    with pytest.raises(TwinflowError, match="plans are made for transformers"):
+        plan_recipe(
+            recipe_for(Path("recipes/shapeworld_vae.yaml"), [], config=None), gpu=gpu_named("h100-80")
+        )
+    with pytest.raises(TwinflowError, match="give a recipe"):
+        recipe_for(None, [], config=None)
+    recipe = recipe_for(None, ["model.freeze=[nothing*]", "data.size=64"], config="sana-0.6b")
+    with pytest.raises(TwinflowError, match=r"'nothing\*' matches no parameter"):
+        plan_recipe(recipe, gpu=gpu_named("h100-80"), config="sana-0.6b")
