@@ -18,7 +18,6 @@ from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, Manifest, save_stock
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.families import adapter_for
-from twinflow.pipelines.features import tapped
 from twinflow.pipelines.generation import Generation, generate
 from twinflow.pipelines.geometry import Size
 from twinflow.pipelines.lora import LoraSettings
@@ -26,12 +25,6 @@ from twinflow.pipelines.network import AnyStepNetwork
 from twinflow.pipelines.quantise import Kind, check_library, quantise
 
 __all__ = ["BRANCH_FILE", "CONFIG_FILE", "AnyStepNetwork", "AnyStepPipeline", "save_stock"]
-
-    def features(self, x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
-        """Features (B, N, D) of some blocks at r = t, see :class:`twinflow.field.FeatureField`."""
-        with tapped(self.transformer) as features:
-            self(x_t, t, t, cond)
-        return features
 
 
 class AnyStepPipeline:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.condition import Condition
+from twinflow.pipelines.features import tapped
 
 
 class AnyStepNetwork(nn.Module):
@@ -32,6 +33,12 @@ class AnyStepNetwork(nn.Module):
         marked_by_sign = tt.marks_fake_by_sign(self.transformer)
         with tt.times(self.transformer, t=t, r=r):
             return adapter.predict(self.transformer, x_t, t.abs() if marked_by_sign else t, cond)
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
+        """Features (B, N, D) of some blocks at r = t, see :class:`twinflow.field.FeatureField`."""
+        with tapped(self.transformer) as features:
+            self(x_t, t, t, cond)
+        return features
 
     def frozen_twin(self) -> nn.Module:
         """The network as it is now, to learn from: a copy, or where a LoRA is trained the base under it."""
@@ -66,3 +73,9 @@ class BaseNetwork(nn.Module):
         (network,) = self._network
         with lora.switched_off(network.transformer):
             return network(x_t, t, t, cond)
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
+        """Those of the base, see :meth:`AnyStepNetwork.features`."""
+        (network,) = self._network
+        with lora.switched_off(network.transformer):
+            return network.features(x_t, t, cond)

@@ -37,9 +37,8 @@ from twinflow.training.randomness import seed_all
 from twinflow.training.run_folder import RunFolder
 from twinflow.training.state import RunState
 from twinflow.training.step import AutocastField, OptimizerStep, to_device
-from twinflow.training.weights import freeze_unused
 from twinflow.training.watch import AFTER, Prediction, measured_peak
-from twinflow.training.weights import leave_device
+from twinflow.training.weights import freeze_unused, leave_device
 
 
 @dataclass(frozen=True, kw_only=True)
