@@ -16,7 +16,7 @@ ROOT = Path(twinflow.__file__).parent
 LAYERS: tuple[set[str], ...] = (
     {"cli"},
     {"demo"},
-    {"quickstart"},
+    {"quickstart", "lab"},
     {"report", "launch"},
     {"evaluation"},
     {"export"},
