@@ -17,7 +17,7 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
     {"demo"},
-    {"quickstart"},
+    {"quickstart", "lab"},
     {"report", "launch"},
     {"planner"},
     {"evaluation"},

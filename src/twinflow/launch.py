@@ -201,10 +201,15 @@ def longest(prompts: Sequence[str]) -> int:
 
 def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
     """Train ``recipe`` to its end, on from its last checkpoint if there is one."""
+    return build_trainer(recipe, resume=resume).run()
+
+
+def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Trainer:
+    """The trainer of ``recipe``, its data and its model; ``options`` are further arguments of :class:`Trainer`."""
     RunFolder(recipe).resume_from(resume)  # refuses the folder of another run before anything is loaded
     torch.manual_seed(recipe.train.seed)
     dataset = build_dataset(recipe)
     build = build_for_cache if isinstance(dataset, CachedRows) else build_model
     model = build(recipe, dataset)
     prediction = predict(recipe, model)
-    return Trainer(recipe, model, dataset, resume=resume, prediction=prediction).run()
+    return Trainer(recipe, model, dataset, resume=resume, prediction=prediction, **options)

@@ -53,4 +53,4 @@ def test_every_recipe_is_in_the_guide():
     guide = (ROOT / "docs/guides/recipes.md").read_text(encoding="utf-8")
     recipes = {recipe.name for recipe in (ROOT / "recipes").glob("*.yaml")}
     assert recipes
-    assert recipes == set(re.findall(r"\b((?:shapeworld|digits)\w*\.yaml)", guide))
+    assert recipes == set(re.findall(r"\b((?:shapeworld|digits|lab)\w*\.yaml)", guide))

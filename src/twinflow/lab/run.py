@@ -1,0 +1,236 @@
+"""Run a comparison: tune, train and score every method; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from twinflow.data.shapeworld import ShapeWorldDataset
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
+from twinflow.evaluation.models import load_model, protocol, sampler_for
+from twinflow.evaluation.results import EvaluationTable
+from twinflow.evaluation.runner import Sampler, ShapeWorldEvaluation
+from twinflow.lab.leaderboard import Leaderboard
+from twinflow.lab.outcome import Outcome
+from twinflow.lab.settings import Lab
+from twinflow.launch import build_trainer
+from twinflow.report import write_report
+from twinflow.training import Trainer
+from twinflow.training.accountant import Accountant, Budget
+from twinflow.training.checkpoint import replace_text
+
+PROBE_STEPS = 12  # optimiser steps by which a method's cost a step is measured: two rounds of DMD2's phases
+REAL_PICTURES = 2000  # that generated ones are compared with
+REAL_SEED = 1_000_003  # of no training set
+
+
+class Interrupted(Exception):
+    """The user stopped a run; the same command goes on."""
+
+
+def run_lab(lab: Lab, *, console: Console | None = None) -> Leaderboard | None:
+    """All runs of ``lab``, then the leaderboard in its folder. ``None`` if the user interrupted.
+
+    Every finished run has an ``outcome.json``, and every search a ``search.json``, that are not made again.
+    """
+    return _Comparison(lab, console or Console()).run()
+
+
+class _Comparison:
+    def __init__(self, lab: Lab, console: Console) -> None:
+        self.lab, self.console = lab, console
+        self.folder = Path(lab.output)
+        settings = lab.evaluation
+        try:
+            self.evaluation = ShapeWorldEvaluation(
+                level=settings.level, images_per_task=settings.images_per_task, seed=settings.seed
+            )
+        except (ValueError, KeyError) as error:
+            raise TwinflowError(f"evaluation: {error}") from error
+        self._real: FeatureStatistics | None = None
+
+    def run(self) -> Leaderboard | None:
+        self._claim()
+        base = self._base()
+        outcomes = []
+        try:
+            for number, method in enumerate(self.lab.methods, 1):
+                self.console.print(f"[bold]{number}/{len(self.lab.methods)}[/] {method}")
+                choice = self._search(method)
+                for seed in self.lab.seeds:
+                    folder = self.folder / method / f"seed_{seed}"
+                    outcomes.append(self._outcome(method, seed, folder, choice))
+        except Interrupted:
+            return None
+        board = Leaderboard.of(
+            base,
+            outcomes,
+            compared_with=self.lab.compared_with,
+            facts=self._facts(),
+            nfe=self.lab.evaluation.nfe,
+        )
+        board.save(self.folder)
+        table = EvaluationTable(
+            benchmark="shapeworld", rows=list(base.rows), protocol=protocol(self.evaluation)
+        )
+        table.rows += [row for o in outcomes if o.seed == self.lab.seeds[0] for row in o.rows]
+        table.save(self.folder / "table.json")
+        write_report(self.folder, table)
+        return board
+
+    # The parts
+
+    def _claim(self) -> None:
+        """Refuse a folder with another comparison."""
+        file = self.folder / "lab.json"
+        now = json.loads(json.dumps(self.lab.model_dump(mode="json")))
+        former = json.loads(file.read_text()) if file.is_file() else now
+        # More methods and seeds may be added to a comparison.
+        for key in now.keys() - {"methods", "seeds", "output"}:
+            if former[key] != now[key]:
+                raise TwinflowError(
+                    f"{self.folder} holds another comparison: its {key} is {former[key]}, and here it is "
+                    f"{now[key]}. Choose another output"
+                )
+        for name in former["methods"].keys() & now["methods"].keys():
+            if former["methods"][name] != now["methods"][name]:
+                raise TwinflowError(
+                    f"{self.folder} holds another methods.{name}: choose another name or output"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(now, indent=1) + "\n")
+
+    def _facts(self) -> dict[str, Any]:
+        budget = self.lab.budget
+        return {
+            "budget": f"{budget.amount:g} {budget.unit} a run",
+            "seeds": list(self.lab.seeds),
+            "search": self.lab.search.model_dump(mode="json"),
+            **protocol(self.evaluation),
+        }
+
+    def _base(self) -> Outcome:
+        file = self.folder / "base" / "outcome.json"
+        if file.is_file():
+            return Outcome.load(file)
+        model = self.lab.recipe(
+            next(iter(self.lab.methods)), seed=0, steps=1, folder=self.folder / "base"
+        ).model
+        outcome = Outcome(method="base", seed=0, status="finished")
+        numbers = dict.fromkeys((self.lab.evaluation.base_nfe, *self.lab.evaluation.nfe))
+        pipe = load_model(model.path)
+        for nfe in numbers:
+            self._score(outcome, pipe, sampler_for(pipe, nfe))
+        outcome.save(file)
+        return outcome
+
+    def _search(self, method: str) -> dict[str, Any]:
+        """The combination with the best score in one step, on the first seed with a part of the budget."""
+        choices, file = self.lab.choices(), self.folder / method / "search.json"
+        if len(choices) == 1:
+            return choices[0]
+        if file.is_file():
+            return json.loads(file.read_text())["chosen"]
+        tried = []
+        for number, choice in enumerate(choices):
+            folder = self.folder / method / f"search_{number}"
+            outcome = self._outcome(method, self.lab.seeds[0], folder, choice, share=self.lab.search.share)
+            row = outcome.row(self.lab.evaluation.nfe[0])
+            tried.append({"choice": choice, "score": -1.0 if row is None else row.overall})
+        best = max(tried, key=lambda entry: entry["score"])
+        replace_text(file, json.dumps({"chosen": best["choice"], "tried": tried}, indent=1) + "\n")
+        return best["choice"]
+
+    def _outcome(
+        self, method: str, seed: int, folder: Path, choice: dict[str, Any], *, share: float = 1.0
+    ) -> Outcome:
+        file = folder / "outcome.json"
+        if file.is_file():
+            return Outcome.load(file)
+        budget = self.lab.budget_of(share)
+        steps = self._steps(method, folder, choice, budget)
+        recipe = self.lab.recipe(method, seed=seed, steps=steps, folder=folder / "run", choice=choice)
+        outcome = Outcome(method=method, seed=seed, status="finished", choice=choice)
+        accountant = Accountant(_device())
+        trainer = build_trainer(recipe, accountant=accountant, budget=budget, console=self.console)
+        try:
+            result = trainer.run()
+        except TwinflowError as error:
+            if "is not finite" not in str(error):
+                raise
+            outcome.status, outcome.message = "diverged", str(error).splitlines()[0]
+        else:
+            if result.status == "interrupted":
+                raise Interrupted
+            outcome.steps = result.step
+        self._account(outcome, accountant, trainer)
+        if outcome.status == "finished":
+            pipe = load_model(str(folder / "run" / "pipeline"))
+            for nfe in self.lab.evaluation.nfe:
+                sampler = Sampler(nfe=nfe, options=dict(self.lab.methods[method].sampler))
+                self._score(outcome, pipe, sampler)
+        outcome.save(file)
+        return outcome
+
+    def _steps(self, method: str, folder: Path, choice: dict[str, Any], budget: Budget) -> int:
+        """How many optimiser steps the budget is good for, so that schedules of the learning rate end with it.
+
+        Measured by a few steps, and kept: a resumed run has the same number.
+        """
+        file = folder / "steps.json"
+        if file.is_file():
+            return json.loads(file.read_text())["steps"]
+        accountant = Accountant(_device())
+        recipe = self.lab.recipe(method, seed=0, steps=PROBE_STEPS, folder=folder / "probe", choice=choice)
+        quiet = {"checkpoint": recipe.checkpoint.model_copy(update={"every": 0})}
+        probe = recipe.model_copy(update=quiet)
+        result = build_trainer(probe, accountant=accountant, console=self.console).run()
+        if result.status == "interrupted":
+            raise Interrupted
+        steps = max(1, int(budget.amount * PROBE_STEPS / accountant.total(budget.unit)))
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps({"steps": steps, "probe": accountant.state_dict()}, indent=1) + "\n")
+        return steps
+
+    def _account(self, outcome: Outcome, accountant: Accountant, trainer: Trainer) -> None:
+        units = ("steps", "images", "rows", "flops", "seconds")
+        outcome.costs = {unit: accountant.total(unit) for unit in units}  # type: ignore[arg-type]
+        outcome.costs["peak_memory"] = accountant.peak_memory()
+        outcome.per_image = accountant.per_image()
+        outcome.phases = accountant.state_dict()["phases"]
+        outcome.holdings = asdict(trainer.holdings())
+
+    def _score(self, outcome: Outcome, pipe: Any, sampler: Sampler) -> None:
+        pixels, seconds = self.evaluation.draw(pipe, sampler)
+        folder = self.folder / f"{outcome.method}_nfe{sampler.nfe}"
+        shown = folder if outcome.seed == self.lab.seeds[0] or outcome.method == "base" else None
+        row = self.evaluation.score(pixels, sampler, model=outcome.method, folder=shown, seconds=seconds)
+        outcome.rows.append(row)
+        drawn = image_statistics([pixels], features=coarse_pixels, name=COARSE)
+        outcome.frechet[str(sampler.nfe)] = frechet_distance(drawn, self._real_statistics())
+
+    def _real_statistics(self) -> FeatureStatistics:
+        if self._real is None:
+            data = ShapeWorldDataset(self.lab.evaluation.level, length=REAL_PICTURES, seed=REAL_SEED)
+            pixels = torch.stack([data[i]["pixels"] for i in range(len(data))])
+            self._real = image_statistics([pixels], features=coarse_pixels, name=COARSE)
+        return self._real
+
+
+COARSE = "means of 8 x 8 patches"
+
+
+def coarse_pixels(images: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as the means of 8 x 8 patches of them, (N, 192): layout and colour, no network."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

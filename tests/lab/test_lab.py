@@ -1,0 +1,169 @@
+"""A whole comparison, on the embedded model: three steps a run, every part real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.results import EvaluationRow
+from twinflow.lab import load_lab, run_lab
+from twinflow.lab.leaderboard import Leaderboard
+from twinflow.lab.outcome import Outcome
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "lab_shapeworld.yaml"
+METHODS = {
+    "twinflow": {"objective": {"name": "twinflow", "teacher": "self", "guidance": 0.6}},
+    "dmd2": {"objective": {"name": "dmd2", "guidance": 1.5, "critic_steps": 1, "times": [1.0, 0.5]}},
+    "progressive": {
+        "objective": {"name": "progressive_distillation", "start_steps": 2},
+        "sampler": {"style": "any"},
+    },
+}
+
+
+def comparison(tmp_path: Path, **changes: Any) -> Path:
+    raw = {
+        "run": {
+            "model": {"path": "shapeworld-tiny"},
+            "data": {"kind": "shapeworld", "length": 12, "encode_batch": 12},
+            "train": {"batch": 4},
+            "log": {"every": 1, "tensorboard": False},
+        },
+        "methods": METHODS,
+        "budget": {"unit": "images", "amount": 12},
+        "seeds": [0, 1],
+        "evaluation": {"images_per_task": 1, "nfe": [1, 2], "base_nfe": 4},
+        "output": str(tmp_path / "lab"),
+        "sizes": {"small": ["budget.amount=8"]},
+        **changes,
+    }
+    file = tmp_path / "lab.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+@pytest.mark.slow
+def test_a_comparison_from_start_to_leaderboard_and_again(tmp_path: Path) -> None:
+    one = {"twinflow": METHODS["twinflow"]}
+    search = {"keys": {"optimizer.lr": [1e-4, 1e-3]}, "share": 0.4}
+    file = comparison(tmp_path, methods=one, seeds=[0], search=search)
+    run_lab(load_lab(file))
+    folder = tmp_path / "lab"
+    done = (folder / "twinflow" / "seed_0" / "outcome.json").read_bytes()
+    assert len(json.loads((folder / "twinflow" / "search.json").read_text())["tried"]) == 2
+
+    # More methods and seeds; what is done stays as it is.
+    board = run_lab(load_lab(comparison(tmp_path, search=search)))
+    assert board is not None
+    assert (folder / "twinflow" / "seed_0" / "outcome.json").read_bytes() == done
+    assert [(s.method, s.nfe, s.runs, s.diverged) for s in board.standings] == [
+        (name, nfe, 2, 0) for name in METHODS for nfe in (1, 2)
+    ]
+    for standing in board.standings:
+        assert standing.costs["images"] == 12  # the budget
+        assert standing.costs["steps"] == 3
+        assert standing.costs["flops"] > 0
+        assert 0 <= standing.overall <= 1
+        assert standing.frechet > 0
+    held = {s.method: s.holdings for s in board.standings}
+    assert held["dmd2"]["trained"] > 2 * held["twinflow"]["trained"]
+    assert board.base["rows"][0]["nfe"] == 4
+    text = (folder / "leaderboard.md").read_text()
+    assert all(f"| {name} |" in text for name in METHODS)
+    assert json.loads((folder / "leaderboard.json").read_text())["standings"][0]["method"] == "twinflow"
+    assert (folder / "report.html").is_file()
+
+    with pytest.raises(TwinflowError, match="holds another comparison: its budget"):
+        run_lab(load_lab(comparison(tmp_path, search=search), size="small"))
+    changed = METHODS | {"dmd2": {"objective": {"name": "dmd2"}}}
+    with pytest.raises(TwinflowError, match=r"holds another methods\.dmd2"):
+        run_lab(load_lab(comparison(tmp_path, search=search, methods=changed)))
+
+
+def test_the_recipe_of_the_repository_is_valid_at_every_size() -> None:
+    for size in (None, "smoke", "gpu"):
+        lab = load_lab(RECIPE, size=size)
+        assert len(lab.methods) == 10
+        assert {lab.recipe(name, seed=1, steps=5, folder=Path("x")).train.seed for name in lab.methods} == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {}}, "methods"),
+        ({"methods": {"base": METHODS["dmd2"]}}, r"methods\.base can't be"),
+        ({"methods": {"a": {"objective": {"name": "gan"}}}}, "gan"),
+        ({"methods": {"a": {"objective": {"name": "dmd", "guidanc": 1.0}}}}, "guidanc"),
+        ({"budget": {"unit": "hours", "amount": 1}}, "budget.unit"),
+        ({"budget": {"unit": "steps", "amount": 0}}, "budget.amount"),
+        ({"search": {"keys": {"optimizer.lr": [-1.0]}}}, r"optimizer\.lr"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TwinflowError, match=message):
+        load_lab(comparison(tmp_path, **changes))
+
+
+def test_unknown_sizes_and_files(tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match="'huge' is not in .*small"):
+        load_lab(comparison(tmp_path), size="huge")
+    with pytest.raises(TwinflowError, match="there is no comparison"):
+        load_lab(tmp_path / "nowhere.yaml")
+    assert load_lab(comparison(tmp_path), ["budget.amount=7"], size="small").budget.amount == 7
+    assert load_lab(comparison(tmp_path), size="small").budget.amount == 8
+
+
+def outcome(method: str, seed: int, overall: float | None, *, peak: float = 1.0) -> Outcome:
+    row = EvaluationRow(
+        model=method,
+        nfe=1,
+        images=6,
+        overall=overall or 0.0,
+        overall_error=0.1,
+        strict=0.0,
+        tasks={"counting": overall or 0.0},
+        diversity=0.5,
+    )
+    return Outcome(
+        method=method,
+        seed=seed,
+        status="diverged" if overall is None else "finished",
+        costs={"steps": 3, "flops": 1e12, "seconds": 1, "peak_memory": peak},
+        per_image={"forwards": 4.0, "backwards": 1.0},
+        holdings={"trained": 10, "frozen": 0, "optimizer_bytes": 80},
+        rows=[] if overall is None else [row],
+        frechet={} if overall is None else {"1": 2.0 * seed},
+    )
+
+
+def test_the_leaderboard_is_the_mean_over_seeds_without_the_diverged(tmp_path: Path) -> None:
+    base = outcome("base", 0, 0.8)
+    runs = [
+        outcome("twinflow", 0, 0.6, peak=2.0),
+        outcome("twinflow", 1, 0.8, peak=4.0),
+        outcome("dmd", 0, 0.9, peak=9.0),
+        outcome("dmd", 1, None, peak=9.0),
+        outcome("scm", 0, None),
+    ]
+    board = Leaderboard.of(base, runs, compared_with="twinflow", facts={"budget": "3 steps"}, nfe=[1])
+    twinflow, dmd, scm = board.standings
+    assert (twinflow.overall, dmd.overall, scm.overall) == (pytest.approx(0.7), 0.9, None)
+    assert (twinflow.spread, dmd.spread) == (pytest.approx(0.02**0.5), None)
+    assert twinflow.ratio == pytest.approx(0.875)
+    assert (twinflow.frechet, dmd.frechet, scm.frechet) == (1.0, 0.0, None)
+    assert [(s.runs, s.diverged) for s in board.standings] == [(2, 0), (2, 1), (1, 1)]
+    assert [s.memory_ratio for s in board.standings] == [1.0, 3.0, pytest.approx(1 / 3)]
+    lines = [line for line in board.markdown().splitlines() if line.startswith("| ")]
+    ranking = [line.split(" | ")[0][2:] for line in lines[1:4]]
+    assert ranking == ["dmd", "twinflow", "scm"]
+    for run in runs:
+        run.save(tmp_path / "o.json")
+        assert Outcome.load(tmp_path / "o.json") == run
