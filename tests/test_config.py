@@ -54,6 +54,11 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("optimizer.lr=-1e-4", r"optimizer.lr = -0.0001 is not allowed: input should be greater than 0"),
         ("optimizer.lr=.nan", r"optimizer.lr = nan is not allowed"),
         ("optimizer.betas=[0.9]", r"optimizer.betas"),
+        ("model.lora.rnk=4", r"model.lora.rnk is not a recipe key \(did you mean 'rank'\?\)"),
+        ("model.lora.rank=4", r"model.lora says how a LoRA is trained, but model.train = 'full'"),
+        ("model.lora.dropout=1.0", r"model.lora.dropout = 1.0 is not allowed"),
+        ("model.quantize=int8", r"model.quantize = 'int8' needs model.train = 'lora'"),
+        ("model={path: a, train: lora, part: autoencoder}", r"model.train = 'lora' is for the transformer"),
         ("optimizer.weight_decay=-1", r"optimizer.weight_decay = -1 is not allowed"),
         ("optimizer.warmup_steps=101", r"optimizer.warmup_steps = 101 must not exceed train.steps = 100"),
         (

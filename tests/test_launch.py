@@ -49,6 +49,29 @@ def test_the_stages_of_the_embedded_model_follow_one_another(tmp_path: Path) -> 
     assert trained("a photo of a red circle", nfe=1).images[0].size == (32, 32)
 
 
+def test_a_lora_is_a_small_folder_that_draws_and_can_be_trained_on(tmp_path: Path) -> None:
+    few = ("data.length=24", "preview.every=0")
+    lora = run("shapeworld_lora", tmp_path / "lora", *few, "train.gradient_checkpointing=true")
+    names = {"pytorch_lora_weights.safetensors", "target_time.safetensors", "twinflow.json"}
+    assert {file.name for file in lora.iterdir()} == names
+    trained = AnyStepPipeline.from_pretrained(lora)
+    assert trained.lora is not None
+    assert trained.words is not None
+    assert trained("a photo of a red circle", nfe=1).images[0].size == (32, 32)
+
+    more = run("shapeworld_lora", tmp_path / "more", *few, f"model.path={lora}")
+    assert AnyStepPipeline.from_pretrained(more).base == "shapeworld-tiny"
+    full = run("shapeworld_twinflow", tmp_path / "full", *few, f"model.path={lora}")
+    assert AnyStepPipeline.from_pretrained(full).lora is None
+
+
+def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    changes = ("data.length=24", "preview.every=0", "model.quantize=int8", "objective.teacher=ema")
+    lora = run("shapeworld_lora", tmp_path, *changes)
+    assert AnyStepPipeline.from_pretrained(lora).merged().lora is None
+
+
 def test_the_stages_of_the_digits_follow_one_another(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     vae = run("digits_vae", tmp_path / "vae")

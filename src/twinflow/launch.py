@@ -27,7 +27,7 @@ from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset
 from twinflow.errors import TwinflowError
-from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.training import RunResult, Trainer
@@ -121,14 +121,20 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             target_time=model.target_time,
             fake_time=model.fake_time,
             call=model.call,
+            quantize=model.quantize,
             dtype=DTYPES[model.dtype],
             device=device,
         )
         pipe.pipe.set_progress_bar_config(disable=True)
+        prepare(pipe, recipe)
         check_sources(pipe, dataset)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
         return pipe
+    if recipe.train.gradient_checkpointing:
+        raise TwinflowError(
+            f"train.gradient_checkpointing is for transformers: leave it out for model.part = {model.part!r}"
+        )
     stock = _stock_pipeline(model.path).to(device)
     if model.part == "text_encoders":
         if not isinstance(dataset, CaptionFacts):
@@ -139,6 +145,16 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     count = min(CALIBRATION_IMAGES, len(dataset))
     pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
     return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def prepare(pipe: AnyStepPipeline, recipe: Recipe) -> None:
+    """Let that part of ``pipe`` be trained which ``recipe.model`` names: an adapter, or all of the transformer."""
+    if recipe.train.gradient_checkpointing:
+        pipe.enable_gradient_checkpointing()
+    if recipe.model.train == "lora":
+        pipe.add_lora(LoraSettings(**recipe.model.lora.model_dump()))
+    else:
+        pipe.merge_lora()  # of a pipeline that was opened as a LoRA
 
 
 def device_of(recipe: Recipe) -> str:

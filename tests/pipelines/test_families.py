@@ -82,6 +82,20 @@ def test_a_few_euler_steps_are_the_stock_pipelines(family):
     torch.testing.assert_close(ours, pictures, rtol=0, atol=1e-3)
 
 
+def test_a_new_network_that_still_returns_zero_is_driven_alike(family):
+    pipe, expected = family.stock(), opened(family, target_time=False)
+    with torch.no_grad():
+        for name, parameter in pipe.transformer.named_parameters():
+            if name.startswith(("proj_out", "all_final_layer", "norm_out")):
+                parameter.zero_()
+    any_step = AnyStepPipeline(pipe, call=family.call, target_time=False)
+    x, t = noise(any_step), torch.full((3,), 0.5)
+    cond = any_step.encode_prompts(PROMPTS)
+    with torch.no_grad():
+        assert not any_step.field(x, t, t, cond).any()
+    assert any_step.adapter.wiring.sign == expected.adapter.wiring.sign
+
+
 def test_the_branch_is_the_identity_at_birth_and_at_r_equal_t(family):
     stock, attached = opened(family, target_time=False), opened(family)
     x, cond = noise(stock), stock.encode_prompts(PROMPTS)

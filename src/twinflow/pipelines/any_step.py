@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError
+from twinflow.pipelines import checkpoint, lora, reach
 from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, Manifest, save_stock
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.families import adapter_for
-from twinflow.pipelines.features import tapped
 from twinflow.pipelines.generation import Generation, generate
 from twinflow.pipelines.geometry import Size
+from twinflow.pipelines.lora import LoraSettings
+from twinflow.pipelines.network import AnyStepNetwork
+from twinflow.pipelines.quantise import Kind, check_library, quantise
 
-BRANCH_FILE = "target_time.safetensors"
-CONFIG_FILE = "twinflow.json"
-
-
-class AnyStepNetwork(nn.Module):
-    """The trained module ``F(x_t, t, r, cond)``: a stock transformer, its adapter and its target-time branch."""
-
-    def __init__(self, transformer: nn.Module, adapter: Any) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self._adapter = (adapter,)  # in a tuple: shared by copies of the network, not copied with them
-
-    def __deepcopy__(self, memo: dict) -> AnyStepNetwork:
-        return AnyStepNetwork(copy.deepcopy(self.transformer, memo), self._adapter[0])
-
-    def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
-        (adapter,) = self._adapter
-        if not tt.has_target_time(self.transformer):
-            return adapter.predict(self.transformer, x_t, t, cond)
-        marked_by_sign = tt.marks_fake_by_sign(self.transformer)
-        with tt.times(self.transformer, t=t, r=r):
-            return adapter.predict(self.transformer, x_t, t.abs() if marked_by_sign else t, cond)
-
-    def features(self, x_t: Tensor, t: Tensor, cond: Condition) -> list[Tensor]:
-        """Features (B, N, D) of some blocks at r = t, see :class:`twinflow.field.FeatureField`."""
-        with tapped(self.transformer) as features:
-            self(x_t, t, t, cond)
-        return features
+__all__ = ["BRANCH_FILE", "CONFIG_FILE", "AnyStepNetwork", "AnyStepPipeline", "save_stock"]
 
 
 class AnyStepPipeline:
@@ -77,16 +51,21 @@ class AnyStepPipeline:
         # The words that the model was trained on, if they are known to be all: prompts are checked against them.
         self.words: list[str] | None = None
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
+        self.lora: LoraSettings | None = None  # of the adapter on the transformer, if there is one
+        name = getattr(pipe, "name_or_path", None)
+        self.base: str | None = checkpoint.base_name(name) if name else None  # where the weights came from
 
     @classmethod
     def from_pretrained(
         cls,
         path_or_id: str | Path,
         *,
+        base: str | Path | None = None,
         target_time: bool = True,
         fake_time: str = "negative",
         call: Mapping[str, Any] | None = None,
         fold_padding: bool = True,
+        quantize: Kind | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> AnyStepPipeline:
@@ -96,28 +75,44 @@ class AnyStepPipeline:
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
         the network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments
         of the stock pipeline's call besides the prompt, such as ``{"height": 512, "width": 512}``: the size that
-        the pipeline is opened for. Only safetensors are read. Raises :class:`TwinflowError` for anything that is
-        not such a pipeline.
+        the pipeline is opened for. ``base``: of a LoRA's folder, what to put it on instead of the base that it
+        names. ``quantize``: keep the weights in "int8" or "nf4", to train a LoRA on them. Only safetensors are
+        read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
         """
-        from diffusers import DiffusionPipeline
-
-        path_or_id = locate(path_or_id)
-        folder = Path(path_or_id)
-        config = _read_config(folder / CONFIG_FILE)
-        if "fake_time" in config:
-            target_time, fake_time = True, config["fake_time"]
-        elif folder.is_dir() and not (folder / "model_index.json").is_file():
-            raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
-        try:
-            pipe = DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
-            raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
+        folder = Path(locate(path_or_id))
+        manifest = Manifest.read(folder)
+        if manifest.fake_time is not None:
+            target_time, fake_time = True, manifest.fake_time
+        common: dict[str, Any] = {"call": call, "fold_padding": fold_padding}
+        if manifest.adapter is not None:
+            source = base if base is not None else manifest.adapter.base
+            if source is None:
+                raise TwinflowError(
+                    f"{folder} is a LoRA that names no base: give the pipeline to put it on, base="
+                )
+            common |= {"quantize": quantize, "dtype": dtype, "device": device}
+            try:
+                self = cls.from_pretrained(source, target_time=target_time, fake_time=fake_time, **common)
+            except TwinflowError as error:
+                raise TwinflowError(
+                    f"the base of the LoRA {folder} can't be opened; base= names another: {error}"
+                ) from error
+            self.merge_lora()  # the base may be a LoRA itself
+            self.base = checkpoint.base_name(source)
+            self.load_lora(folder, same_base=base is None)
+            return self
+        if base is not None:
+            raise TwinflowError(f"base = {str(base)!r}: {path_or_id} is no LoRA, but a whole pipeline")
+        if quantize is not None:
+            check_library(quantize)
+        pipe = checkpoint.load_stock(folder if folder.is_dir() else str(path_or_id), dtype=dtype)
+        if quantize is not None:
+            quantise(pipe.transformer, quantize, device=device)
         pipe.to(device)
-        self = cls(pipe, target_time=target_time, fake_time=fake_time, call=call, fold_padding=fold_padding)
-        self.words = config.get("words")
-        if "fake_time" in config:
-            _load_branch(pipe.transformer, folder / BRANCH_FILE)
+        self = cls(pipe, target_time=target_time, fake_time=fake_time, **common)
+        self.base, self.words = checkpoint.base_name(path_or_id), manifest.words
+        if manifest.fake_time is not None:
+            checkpoint.load_branch(pipe.transformer, folder)
         return self
 
     @property
@@ -196,56 +191,91 @@ class AnyStepPipeline:
         """``torch.compile`` the network in place; ``options`` are those of ``torch.nn.Module.compile``."""
         self.network.compile(**options)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write a lossless any-step checkpoint: a stock pipeline folder, the branch beside it, and a small JSON.
+    # What is trained
 
-        The folder loads with diffusers alone too, as the network at r = t.
+    def add_lora(self, settings: LoraSettings | None = None) -> None:
+        """Train an adapter and the target-time branch instead of all weights; the network's function is unchanged.
+
+        A pipeline that was opened as a LoRA goes on with its own, whose settings must be these.
         """
-        path = Path(path)
-        transformer = self.pipe.transformer
-        config: dict[str, Any] = {"format": 1}
-        if self.words is not None:
-            config["words"] = self.words
-        if tt.has_target_time(transformer):
-            config["fake_time"] = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
-            branch = {n: value.contiguous() for n, value in tt.target_time_state_dict(transformer).items()}
-            with tt.detached(transformer):
-                self.pipe.save_pretrained(path, safe_serialization=True)
-            save_file(branch, path / BRANCH_FILE)
+        settings = settings or LoraSettings()
+        if self.lora is not None:
+            if self.lora != settings:
+                raise TwinflowError(
+                    f"this pipeline has a LoRA with other settings: {self.lora}, not {settings}. Use those, or "
+                    "merge it first (merge_lora)"
+                )
+            return
+        if settings.targets is None:
+            targets = reach.default_targets(self)
         else:
-            save_stock(self.pipe, path)
-        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            targets = reach.chosen_targets(self, settings.targets)
+        lora.attach_lora(self.pipe.transformer, settings, targets=targets)
+        self.lora = settings
 
+    def load_lora(self, folder: str | Path, *, same_base: bool = False) -> None:
+        """Put on the LoRA that :meth:`save_pretrained` wrote to ``folder``, with its branch.
 
-def save_stock(pipe: Any, path: str | Path) -> None:
-    """Write a stock pipeline folder, and take away what an any-step checkpoint in the same place has left."""
-    pipe.save_pretrained(path, safe_serialization=True)
-    for name in (BRANCH_FILE, CONFIG_FILE):
-        (Path(path) / name).unlink(missing_ok=True)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    """The small JSON beside a checkpoint; empty for a stock folder or a hub id."""
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text())
-        if config["format"] != 1 or config.get("fake_time", "negative") not in ("negative", "sign"):
-            raise ValueError(f"it says {config}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise TwinflowError(f"{file} is not of the format that this version writes: {error!r}") from error
-    return config
-
-
-def _load_branch(transformer: nn.Module, file: Path) -> None:
-    try:
-        branch = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise TwinflowError(f"{file}, the target-time branch, can't be read: {error}") from error
-    own = tt.target_time_state_dict(transformer)
-    wrong = set(own) ^ set(branch) or {name for name in own if own[name].shape != branch[name].shape}
-    if wrong:
-        raise TwinflowError(
-            f"{file} does not fit this transformer, it is from another one: {', '.join(sorted(wrong))}"
+        ``same_base``: insist on the very weights that it was trained on.
+        """
+        manifest = Manifest.read(Path(folder))
+        self.lora = checkpoint.load_adapter(
+            self.pipe.transformer, Path(folder), manifest, same_base=same_base
         )
-    transformer.load_state_dict(branch, strict=False)
+        self.words = manifest.words
+
+    def merge_lora(self) -> None:
+        """Add the adapter, if there is one, to the weights, in place: the transformer is stock but for its branch."""
+        if self.lora is not None:
+            lora.merge_lora(self.pipe.transformer)
+            self.lora, self.base = None, None  # no folder holds these weights
+
+    def merged(self) -> AnyStepPipeline:
+        """This pipeline without an adapter: itself, or one with a merged copy of the transformer."""
+        if self.lora is None:
+            return self
+        twin = copy.copy(self)
+        twin.pipe = copy.copy(self.pipe)
+        twin.pipe.transformer = copy.deepcopy(self.pipe.transformer)
+        twin.network = AnyStepNetwork(twin.pipe.transformer, self.adapter)
+        twin.merge_lora()
+        return twin
+
+    def freeze_unused(self) -> list[str]:
+        """Stop training parameters that have no effect on the output; their names."""
+        unused = reach.unused_parameters(self)
+        for parameter in unused.values():
+            parameter.requires_grad_(False)
+        return list(unused)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep the activations of block borders alone, and compute the others again in the backward pass."""
+        try:
+            self.pipe.transformer.enable_gradient_checkpointing()
+        except (ValueError, AttributeError) as error:
+            raise TwinflowError(
+                f"{type(self.pipe.transformer).__name__} has no gradient checkpointing: {error}"
+            ) from error
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a lossless any-step checkpoint.
+
+        Without a LoRA, a stock pipeline folder, the branch beside it, and a small JSON: the folder loads with
+        diffusers alone too, as the network at r = t. With one, the adapter, the branch and that JSON, which names
+        the base: ``merged().save_pretrained(…)`` writes a whole pipeline instead.
+        """
+        transformer = self.pipe.transformer
+        fake_time = None
+        if tt.has_target_time(transformer):
+            fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
+        if self.lora is None:
+            checkpoint.save_whole(self.pipe, Path(path), Manifest(fake_time=fake_time, words=self.words))
+            return
+        adapter = checkpoint.Adapter(
+            settings=self.lora,
+            base=self.base,
+            family=type(transformer).__name__,
+            fingerprint=checkpoint.fingerprint(transformer),
+        )
+        manifest = Manifest(fake_time=fake_time, words=self.words, adapter=adapter)
+        checkpoint.save_adapter(transformer, Path(path), manifest)

@@ -213,6 +213,15 @@ def target_time_state_dict(transformer: StockModule) -> dict[str, Tensor]:
     return {name: value for name, value in transformer.state_dict().items() if name.startswith(prefixes)}
 
 
+def train_branch(transformer: StockModule, *, dtype: torch.dtype) -> None:
+    """Let the branch be trained, with weights of ``dtype``, in a transformer that may be frozen otherwise."""
+    mlp = _time_mlp(transformer)
+    mlp.target_embedder.to(dtype).requires_grad_(True)
+    if mlp.fake_embedding is not None:
+        mlp.fake_embedding.data = mlp.fake_embedding.data.to(dtype)
+        mlp.fake_embedding.requires_grad_(True)
+
+
 @contextmanager
 def times(transformer: StockModule, *, t: Tensor, r: Tensor) -> Iterator[None]:
     """Let the branch see ``t`` and ``r`` (B,) fp32 during one forward pass.

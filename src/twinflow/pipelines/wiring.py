@@ -173,7 +173,13 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
         call=call,
         time_path=recorder.path(PROBE_SIGMAS, batch=sample.shape[0]),
     )
-    velocity, used = wiring.velocity_of(calls[0].output, like=sample).float(), steps[0].model_output.float()
+    output, used = calls[0].output, steps[0].model_output.float()
+    if not used.any():  # a new network, whose last layer is zero, says nothing of the sign
+        output = _noise_like(output)
+        shown = Watcher(network=lambda arguments: output)
+        run_stock(pipe, prompts, call=call, watcher=shown)
+        used = shown.steps[0].model_output.float()
+    velocity = wiring.velocity_of(output, like=sample).float()
     sign = float(torch.sign((velocity * used).sum()))
     if not torch.allclose(sign * velocity, used, atol=1e-4, rtol=1e-3):
         raise _NotFound("what its scheduler gets is not plus or minus what its transformer returns")
@@ -233,6 +239,18 @@ def stacked(value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Tensor) for entry in value):
         return None
     return torch.stack(list(value)) if len({entry.shape for entry in value}) == 1 else None
+
+
+def _noise_like(output: Any) -> Any:
+    """What the transformer might have returned instead of ``output``."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Tensor) -> Tensor:
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    value = first(output)
+    noisy = noise(value) if isinstance(value, Tensor) else [noise(entry) for entry in value]
+    return (noisy, *output[1:]) if isinstance(output, tuple) else type(output)(sample=noisy)
 
 
 def first(output: Any) -> Any:

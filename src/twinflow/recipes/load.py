@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -179,6 +180,6 @@ def _keys_at(path: list[Any], kind: str | None) -> list[str]:
             section = DATA_KINDS[kind]
             continue
         hint = section.model_fields[name].annotation
-        members = get_args(hint) if get_origin(hint) is Union else (hint,)
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         section = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
     return list(section.model_fields)

@@ -24,6 +24,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lora(Section):
+    """The adapter of ``train: lora``; see :class:`twinflow.pipelines.lora.LoraSettings`."""
+
+    rank: AtLeastOne = 16
+    alpha: Annotated[float, Field(gt=0)] | None = None  # null: the rank, that is, no scale
+    dropout: Share = 0.0  # the same mask in all calls of a step
+    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = (
+        None  # null: found by watching
+    )
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+
+
 class Model(Section):
     """The pipeline to start from, and what of it is trained."""
 
@@ -33,8 +45,24 @@ class Model(Section):
     fake_time: Literal["negative", "sign"] = "negative"  # how the branch marks t < 0
     # Arguments of the stock pipeline's call besides the prompt: {height: 512, width: 512, num_frames: 17, …}
     call: dict[str, Any] = {}
-    train: Literal["full"] = "full"
+    train: Literal["full", "lora"] = "full"  # the target-time branch is trained with either
+    lora: Lora = Lora()
+    quantize: Literal["int8", "nf4"] | None = None  # of the frozen base under a LoRA
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored weights; train.precision is that of the maths
+
+    @model_validator(mode="after")
+    def _lora_alone(self) -> Model:
+        if self.train == "lora" and self.part != "transformer":
+            raise ValueError(f"model.train = 'lora' is for the transformer, not model.part = {self.part!r}")
+        if self.train == "full" and self.lora != Lora():
+            raise ValueError(
+                "model.lora says how a LoRA is trained, but model.train = 'full': set it to 'lora'"
+            )
+        if self.train == "full" and self.quantize is not None:
+            raise ValueError(
+                f"model.quantize = {self.quantize!r} needs model.train = 'lora': quantised weights can't be trained"
+            )
+        return self
 
 
 class DataSection(Section):
@@ -214,6 +242,7 @@ class Train(Section):
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over the weights as they are stored
     compile: bool = False
+    gradient_checkpointing: bool = False  # less memory: activations inside blocks are computed twice
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a CUDA device if there is one
     threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves torch's choice
 

@@ -16,8 +16,8 @@ from twinflow.training.ema import ParameterAverage
 class Averages:
     """``drawn`` for pictures and the saved pipeline, ``taught`` for a teacher that is an average.
 
-    With equal decays they are one and the same. ``frozen`` is a copy of the initial network, for a teacher
-    that is that.
+    With equal decays they are one and the same. ``frozen`` is the initial network, for a teacher that is that:
+    a copy, or what the network itself offers as one. Copies share with it what is not trained.
     """
 
     drawn: ParameterAverage | None = None
@@ -29,7 +29,7 @@ class Averages:
         """Copies of ``network`` as it is now: make them before a checkpoint changes its weights."""
         drawn = ParameterAverage(network, decay=settings.decay) if settings.decay > 0 else None
         if teacher == "frozen":
-            return cls(drawn=drawn, frozen=copy.deepcopy(network).requires_grad_(False))
+            return cls(drawn=drawn, frozen=_frozen_twin(network))
         if teacher == "self":
             return cls(drawn=drawn)
         if drawn is not None and settings.decay == settings.teacher_decay:
@@ -50,3 +50,9 @@ class Averages:
         """After an optimiser step."""
         for average in self.by_file().values():
             average.update()
+
+
+def _frozen_twin(network: nn.Module) -> nn.Module:
+    """``network`` as it is now, for good; one that trains an adapter on a frozen base offers that base."""
+    twin = getattr(network, "frozen_twin", None)
+    return copy.deepcopy(network).requires_grad_(False) if twin is None else twin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -45,6 +45,15 @@ class Trainable(Protocol):
         ...
 
     def save_pretrained(self, path: Path) -> None: ...
+
+
+@runtime_checkable
+class FreezesUnused(Protocol):
+    """A pipeline that knows which of its parameters have no effect; they are frozen before anything is built."""
+
+    def freeze_unused(self) -> list[str]:
+        """Names of the parameters that it has frozen."""
+        ...
 
 
 class Drawable(Trainable, Protocol):

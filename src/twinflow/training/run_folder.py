@@ -12,7 +12,7 @@ from typing import Any
 from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
 from twinflow.errors import TwinflowError
 from twinflow.training.checkpoint import CheckpointFolder, explained, replace_folder, replace_text
-from twinflow.training.ema import ParameterAverage
+from twinflow.training.ema import ParameterAverage, trained_parameters
 from twinflow.training.protocols import Trainable
 
 # Settings that may change when a run is resumed: they say how long it is and what is seen of it.
@@ -22,6 +22,9 @@ _PACKAGES = (
     "torch",
     "diffusers",
     "transformers",
+    "peft",
+    "torchao",
+    "bitsandbytes",
     "safetensors",
     "numpy",
     "pydantic",
@@ -85,7 +88,10 @@ class RunFolder:
 
     def save_pipeline(self, pipe: Trainable, average: ParameterAverage | None) -> None:
         """Write ``pipeline/`` with the averaged weights, if there are; complete under its name, or not there."""
-        needed = sum(p.numel() * p.element_size() for p in pipe.network.parameters())
+        written = pipe.network.parameters()
+        if getattr(pipe, "lora", None) is not None:  # whose base is named, not written again
+            written = iter(trained_parameters(pipe.network).values())
+        needed = sum(p.numel() * p.element_size() for p in written)
         hidden = self.path / ".writing-pipeline"
         with explained(self.pipeline, needed=needed, leftover=hidden):
             if average is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class OptimizerStep:
     guard: FiniteGuard
     generator: Generator
     clip: float | None
+    dropout: Callable[[], AbstractContextManager[None]] = nullcontext  # around all calls for one micro-batch
 
     def __call__(
         self,
@@ -91,17 +93,18 @@ class OptimizerStep:
         others = {"networks": self.networks} if self.networks else {}
         results = []
         for batch in batches:
-            result = self.objective.step(
-                self.field,
-                batch.x,
-                batch.cond,
-                uncond=batch.uncond,
-                teacher=self.teacher,
-                generator=self.generator,
-                **others,
-            )
-            self.guard.loss(step, result)
-            (result.loss / count).backward()
+            with self.dropout():
+                result = self.objective.step(
+                    self.field,
+                    batch.x,
+                    batch.cond,
+                    uncond=batch.uncond,
+                    teacher=self.teacher,
+                    generator=self.generator,
+                    **others,
+                )
+                self.guard.loss(step, result)
+                (result.loss / count).backward()
             results.append(result)
         return results
 

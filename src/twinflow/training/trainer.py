@@ -37,6 +37,7 @@ from twinflow.training.randomness import seed_all
 from twinflow.training.run_folder import RunFolder
 from twinflow.training.state import RunState
 from twinflow.training.step import AutocastField, OptimizerStep, to_device
+from twinflow.training.weights import freeze_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,8 @@ class Trainer:
         recipe, network = self.recipe, self.pipe.network
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
+        for line in freeze_unused(self.pipe):
+            self._display.line(line)
         parameters = trained_parameters(network)
         if not parameters:
             raise TwinflowError("nothing is trained: no parameter of the network has requires_grad")
@@ -155,6 +158,7 @@ class Trainer:
             guard=self.guard,
             generator=self.state.generator,
             clip=recipe.optimizer.clip,
+            dropout=getattr(network, "dropout", nullcontext),
         )
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)

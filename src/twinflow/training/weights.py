@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from twinflow.training.ema import trained_parameters
+from twinflow.training.protocols import FreezesUnused, Trainable
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -15,13 +16,28 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     return {**trained_parameters(network), **buffers}
 
 
+def freeze_unused(pipe: Trainable) -> list[str]:
+    """Let ``pipe`` freeze what it computes in vain, if it can tell; a line about it for the user, if any."""
+    if not isinstance(pipe, FreezesUnused):
+        return []
+    names = pipe.freeze_unused()
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return (
+        [f"not trained, as the output does not depend on them: {shown} ({len(names)} in all)"]
+        if names
+        else []
+    )
+
+
 @torch.no_grad()
 def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Fill ``network`` in place, so that optimisers and averages keep their tensors.
 
-    ``ValueError`` unless names and shapes are those of :func:`trained_weights`.
+    ``ValueError`` unless names and shapes are those of :func:`trained_weights`; parameters that are frozen now
+    may be there too, from a version that trained them.
     """
     own = trained_weights(network)
+    own |= {name: p for name, p in network.named_parameters() if name in weights}
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
         raise ValueError(f"its weights have other names ({', '.join(odd[:3])}, …)")
