@@ -255,12 +255,19 @@ class Loads(ast.NodeVisitor):
             self.found.append(ast.unparse(node))
 
 
+# GenEval's detector is published as a pickled checkpoint. The user's own command converts it, once, and torch
+# reads nothing but tensors and plain containers from it (weights_only); `pickle` is imported for its error class.
+CONVERTER = Path("evaluation/geneval/convert.py")
+CONVERTER_LOADS = ["pickle", "torch.load(path, map_location='cpu', weights_only=True)"]
+
+
 def test_no_module_reads_or_writes_pickle() -> None:
     package = Path(twinflow.__file__).parent
     for file in package.rglob("*.py"):
         loads = Loads([])
         loads.visit(ast.parse(file.read_text(encoding="utf-8")))
-        assert not loads.found, f"{file}: {loads.found}"
+        allowed = CONVERTER_LOADS if file.relative_to(package) == CONVERTER else []
+        assert loads.found == allowed, f"{file}: {loads.found}"
 
 
 def test_a_single_process_is_its_own_average() -> None:
