@@ -28,6 +28,7 @@ from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
+from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
@@ -117,6 +118,9 @@ def _identity(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
 def build_model(recipe: Recipe, dataset: Any) -> Any:
     """What is trained: an any-step pipeline, or one part of a stock pipeline."""
     model, device = recipe.model, device_of(recipe)
+    exported = Exported.read(model.path)
+    if exported is not None:
+        raise TwinflowError(exported.refusal(model.path))
     if model.part == "transformer":
         pipe = AnyStepPipeline.from_pretrained(
             model.path,

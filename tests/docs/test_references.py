@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 # Names in text and in blocks of equations, not paths or addresses.
-NAME = re.compile(r"(?<![\w./:@-])twinflow(?:\.[A-Za-z_]\w*)+(?![\w/])")
+NAME = re.compile(r"(?<![\w./:@-])twinflow(?!\.json\b)(?:\.[A-Za-z_]\w*)+(?![\w/])")
 
 
 def resolve(name: str) -> object:

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from pipelines.tiny import PROMPTS, copy_of, latents, train_branch
-from twinflow.export.bake import bake_target_time
+from twinflow.errors import TwinflowError
+from twinflow.export.diffusers_folder import baked_stock
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines import target_time as tt
 from twinflow.sampling import few_step_times
+
+
+def folded(any_step: AnyStepPipeline, nfe: int) -> AnyStepPipeline:
+    return AnyStepPipeline(baked_stock(any_step, nfe=nfe)[0], target_time=False, fold_padding=False)
 
 
 @pytest.mark.parametrize("fake_time", ["negative", "sign"])
@@ -22,16 +27,14 @@ def test_baked_network_is_the_jump_to_data_on_the_schedule(tiny_pipeline, nfe, f
     with torch.no_grad():
         jump = any_step.field(x_t, times, torch.zeros(nfe), cond)
         plain = any_step.field(x_t, times, times, cond)
-        bake_target_time(any_step, times.tolist())
-        baked = any_step.field(x_t, times, times, cond)
+        baked = folded(any_step, nfe).field(x_t, times, times, cond)
     assert (baked - jump).abs().max() < 1e-5 * jump.abs().max()
     assert (jump - plain).abs().max() > 0.1
 
 
 def test_baking_edits_one_weight_of_a_stock_network_by_a_matrix_of_rank_one(tiny_pipeline):
     any_step = train_branch(AnyStepPipeline(copy_of(tiny_pipeline)))
-    bake_target_time(any_step, few_step_times(4))
-    stock, baked = tiny_pipeline.transformer, any_step.pipe.transformer
+    stock, baked = tiny_pipeline.transformer, folded(any_step, 4).pipe.transformer
     assert not tt.has_target_time(baked)
     assert [type(m) for m in baked.modules()] == [type(m) for m in stock.modules()]
     assert list(baked.state_dict()) == list(stock.state_dict())
@@ -42,16 +45,33 @@ def test_baking_edits_one_weight_of_a_stock_network_by_a_matrix_of_rank_one(tiny
 
 
 def test_baking_an_untrained_branch_changes_nothing(tiny_pipeline):
-    any_step = AnyStepPipeline(copy_of(tiny_pipeline))
-    bake_target_time(any_step, few_step_times(2))
+    baked = folded(AnyStepPipeline(copy_of(tiny_pipeline)), 2)
     for name, value in tiny_pipeline.transformer.state_dict().items():
-        assert torch.equal(any_step.pipe.transformer.state_dict()[name], value), name
+        assert torch.equal(baked.pipe.transformer.state_dict()[name], value), name
 
 
-def test_times_that_the_features_cannot_tell_apart_are_refused(tiny_pipeline):
+def test_times_that_the_network_cannot_tell_apart_are_refused(tiny_pipeline):
     any_step = train_branch(AnyStepPipeline(copy_of(tiny_pipeline)))
+    mlp = any_step.pipe.transformer.time_text_embed.timestep_embedder
+    with torch.no_grad():
+        mlp.linear_1.weight[:, :] = 0  # a stock time MLP that sees no time
+        mlp.linear_1.bias.fill_(1)
     before = copy.deepcopy(any_step.network.state_dict())
-    with pytest.raises(RuntimeError, match="too close to fold the branch"):
-        bake_target_time(any_step, torch.linspace(1, 0.01, 40).tolist())  # more times than features
+    with pytest.raises(
+        TwinflowError, match=r"can't be folded into .*linear_2 for 2 steps: .*relative residual \d"
+    ):
+        baked_stock(any_step, nfe=2)
+    baked_stock(any_step, nfe=1)  # one time needs no telling apart
     for name, value in any_step.network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_time_mlp_of_quantised_weights_is_refused(tiny_pipeline):
+    any_step = train_branch(AnyStepPipeline(copy_of(tiny_pipeline)))
+
+    class Linear4bit(torch.nn.Linear):  # what bitsandbytes calls its own
+        pass
+
+    any_step.pipe.transformer.time_text_embed.timestep_embedder.linear_2.__class__ = Linear4bit
+    with pytest.raises(TwinflowError, match="linear_2 is a Linear4bit.*keep the time MLP unquantised"):
+        baked_stock(any_step, nfe=1)

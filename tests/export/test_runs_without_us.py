@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.tiny import PROMPTS, copy_of, latents, train_branch
 from twinflow.export import to_diffusers
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.exported import EXPORT_FILE
 from twinflow.sampling import seeded_noise
 
 STEPS = (1, 2, 4)
@@ -117,13 +118,14 @@ def test_exports_have_stock_classes_and_names(tiny_pipeline, facts, nfe):
     assert facts["ours"] == []
 
 
-def test_exports_hold_no_pickle_and_nothing_of_ours(root):
+def test_exports_hold_no_pickle_and_nothing_of_ours_but_a_note(root):
     for nfe in STEPS:
         files = [file for file in (root / f"export_{nfe}").rglob("*") if file.is_file()]
-        assert {file.suffix for file in files} <= {".json", ".safetensors", ".txt"}
-        assert not any("twinflow" in file.name or "target_time" in file.name for file in files)
-        text = "".join(file.read_text() for file in files if file.suffix == ".json")
-        assert "twinflow" not in text.lower()
+        assert {file.suffix for file in files} <= {".json", ".safetensors", ".txt", ".md"}
+        ours = {file.name for file in files if "twinflow" in file.name or "target_time" in file.name}
+        assert ours == {EXPORT_FILE}
+        stock = [file for file in files if file.suffix == ".json" and file.name != EXPORT_FILE]
+        assert "twinflow" not in "".join(file.read_text() for file in stock).lower()
 
 
 @pytest.mark.parametrize("fake_time", ["negative", "sign"])

@@ -10,7 +10,7 @@ import warnings
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""
     _quiet()
-    from twinflow.cli import cache, lab, plan  # noqa: F401 - each puts its command on the app
+    from twinflow.cli import cache, export, lab, plan  # noqa: F401 - each puts its command on the app
     from twinflow.cli.app import app
     from twinflow.errors import TwinflowError
 

@@ -35,7 +35,7 @@ def sampler_for(pipe: AnyStepPipeline, nfe: int, guidance: float | None = None) 
 
     A base model gets classifier-free guidance where there are evaluations to spend on it.
     """
-    if pipe.knows_target_time:
+    if pipe.knows_target_time or pipe.exported is not None:
         return Sampler(nfe=nfe, guidance=1.0 if guidance is None else guidance)
     if guidance is None:
         guidance = BASE_GUIDANCE if nfe >= MANY_STEPS and nfe % 2 == 0 else 1.0

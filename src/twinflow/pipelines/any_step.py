@@ -17,12 +17,14 @@ from twinflow.pipelines import checkpoint, lora, reach
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, Manifest, save_stock
 from twinflow.pipelines.condition import Condition
+from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.families import adapter_for
 from twinflow.pipelines.generation import Generation, generate
 from twinflow.pipelines.geometry import Size
 from twinflow.pipelines.lora import LoraSettings
 from twinflow.pipelines.network import AnyStepNetwork
 from twinflow.pipelines.quantise import Kind, check_library, quantise
+from twinflow.pipelines.slim import load_slim_stock
 
 __all__ = ["BRANCH_FILE", "CONFIG_FILE", "AnyStepNetwork", "AnyStepPipeline", "save_stock"]
 
@@ -50,6 +52,8 @@ class AnyStepPipeline:
             tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)
         # The words that the model was trained on, if they are known to be all: prompts are checked against them.
         self.words: list[str] | None = None
+        # What an export says of itself: it draws in one number of steps, and is not trained on.
+        self.exported: Exported | None = None
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
         self.lora: LoraSettings | None = None  # of the adapter on the transformer, if there is one
         name = getattr(pipe, "name_or_path", None)
@@ -81,6 +85,9 @@ class AnyStepPipeline:
         """
         folder = Path(locate(path_or_id))
         manifest = Manifest.read(folder)
+        exported = Exported.read(folder)
+        if exported is not None and (target_time or exported.kind == "lora"):
+            raise TwinflowError(exported.refusal(path_or_id))
         if manifest.fake_time is not None:
             target_time, fake_time = True, manifest.fake_time
         common: dict[str, Any] = {"call": call, "fold_padding": fold_padding}
@@ -105,12 +112,16 @@ class AnyStepPipeline:
             raise TwinflowError(f"base = {str(base)!r}: {path_or_id} is no LoRA, but a whole pipeline")
         if quantize is not None:
             check_library(quantize)
-        pipe = checkpoint.load_stock(folder if folder.is_dir() else str(path_or_id), dtype=dtype)
+        if exported is not None and exported.kind == "slim":
+            pipe = load_slim_stock(folder, dtype=dtype)
+        else:
+            pipe = checkpoint.load_stock(folder if folder.is_dir() else str(path_or_id), dtype=dtype)
         if quantize is not None:
             quantise(pipe.transformer, quantize, device=device)
         pipe.to(device)
         self = cls(pipe, target_time=target_time, fake_time=fake_time, **common)
         self.base, self.words = checkpoint.base_name(path_or_id), manifest.words
+        self.exported = exported
         if manifest.fake_time is not None:
             checkpoint.load_branch(pipe.transformer, folder)
         return self
@@ -268,8 +279,12 @@ class AnyStepPipeline:
         fake_time = None
         if tt.has_target_time(transformer):
             fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
+        if self.exported is not None and self.exported.kind == "slim":
+            raise TwinflowError("a slim export is no stock pipeline, and is not saved again: copy its folder")
         if self.lora is None:
             checkpoint.save_whole(self.pipe, Path(path), Manifest(fake_time=fake_time, words=self.words))
+            if self.exported is not None:
+                self.exported.save(path)
             return
         adapter = checkpoint.Adapter(
             settings=self.lora,

@@ -22,6 +22,7 @@ from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.exported import EXPORT_FILE
 from twinflow.pipelines.lora import LoraSettings
 
 BRANCH_FILE = "target_time.safetensors"
@@ -106,7 +107,7 @@ def save_whole(pipe: Any, path: Path, manifest: Manifest) -> None:
 def save_stock(pipe: Any, path: str | Path) -> None:
     """Write a stock pipeline folder, and take away what another checkpoint in the same place has left."""
     pipe.save_pretrained(path, safe_serialization=True)
-    for name in (BRANCH_FILE, CONFIG_FILE, LORA_FILE):
+    for name in (BRANCH_FILE, CONFIG_FILE, LORA_FILE, EXPORT_FILE):
         (Path(path) / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,305 @@
+# ruff: noqa: E402 - the tests hold the tiny pipelines
+"""Every family: is it driven, trained and exported exactly? Measured on tiny random pipelines, no download.
+
+    python benchmarks/backbones.py
+
+writes benchmarks/results/backbones.json and the tables of docs/backbones.md. Exports are drawn by diffusers in a
+process that can't import twinflow; errors are the largest differences of pictures in [0, 1] from the field sampler's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from export.all_families import PROMPT, SEED, draw, run_stock_program, trained
+from export.test_single_file import PUBLISHED
+from families import FAMILIES, NAMES
+from twinflow.conditions import take_rows
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.models import run_facts
+from twinflow.export import to_diffusers, to_lora, to_single_file, to_slim
+from twinflow.export.diffusers_folder import baked_stock
+from twinflow.export.lora import COMFYUI
+from twinflow.export.single_file import converter_of, original_state_dict
+from twinflow.export.slim import slim_size
+from twinflow.export.stock import few_step_scheduler, recommended_call
+from twinflow.objectives import TwinFlow
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.sampling import seeded_noise
+
+STEPS = (1, 2, 4)
+TRAINING_STEPS = 20
+RESULTS, DOCS = ROOT / "benchmarks/results/backbones.json", ROOT / "docs/backbones.md"
+# Published configurations, which are diffusers' defaults, for the size of slim exports.
+REAL: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "qwen": ("Qwen-Image", diffusers.QwenImageTransformer2DModel),
+    "flux2_klein": ("FLUX.2", diffusers.Flux2Transformer2DModel),
+    "zimage": ("Z-Image", diffusers.ZImageTransformer2DModel),
+    "lumina2": ("Lumina-Image 2", diffusers.Lumina2Transformer2DModel),
+    "wan": ("Wan 2.1 14B", diffusers.WanTransformer3DModel),
+    "ltx": ("LTX-Video", diffusers.LTXVideoTransformer3DModel),
+    "sana": ("SANA 1.6B", diffusers.SanaTransformer2DModel),
+}
+PUBLISHED_WIDTHS = {"flux": "flux", "lumina2": "lumina2", "hunyuan_video": "hunyuan_video"}
+
+
+def largest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def field_error(name: str) -> float:
+    """Three Euler steps along the field against the stock pipeline's own."""
+    family = FAMILIES[name]
+    pipe = AnyStepPipeline(family.stock(), call=family.call)
+    ours = pipe(
+        [PROMPT], nfe=3, seeds=[SEED], style="multi", time_dist=(1.0, 1.0, 1.0), gaps=(0.0, 0.0), output_type="pt",
+        images=[family.call["image"]] if family.edits else None,
+    ).images  # fmt: skip
+    stock = family.stock()
+    plain = few_step_scheduler([1.0, 2 / 3, 1 / 3])
+    plain.register_to_config(stochastic_sampling=False)
+    stock.scheduler = plain
+    latents = seeded_noise(pipe.latent_shape, [SEED])
+    if name == "flux2_klein":  # takes its latents before they are packed
+        latents = latents.transpose(1, 2).reshape(-1, 16, 8, 8)
+    made = stock(
+        prompt=PROMPT, num_inference_steps=3, latents=latents, output_type="pt", **recommended_call(pipe)
+    )
+    return largest(made[0].float(), ours)
+
+
+def training(name: str, *, lora: bool) -> dict[str, Any]:
+    """A short TwinFlow run from random data: which parameters moved, and whether the frozen ones stayed."""
+    family = FAMILIES[name]
+    pipe = AnyStepPipeline(family.stock(), call=family.call)
+    transformer = pipe.pipe.transformer
+    if lora:
+        attach_adapter(pipe)
+    else:
+        transformer.requires_grad_(True)
+    before = {n: p.detach().clone() for n, p in pipe.network.named_parameters()}
+    chosen = {n: p for n, p in pipe.network.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam(chosen.values(), lr=1e-3)
+    objective, generator = TwinFlow(teacher="self"), torch.Generator().manual_seed(0)
+    cond = take_rows(pipe.encode_prompts([PROMPT]), torch.zeros(4, dtype=torch.int64))
+    uncond = pipe.encode_prompts(["a"])  # an empty prompt has no token at all in the tiny HunyuanVideo
+    x, losses = seeded_noise(pipe.latent_shape, range(4)), []
+    for _ in range(TRAINING_STEPS):
+        step = objective.step(pipe.field, x, cond, uncond=uncond, generator=generator)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(float(step.loss.detach()))
+    now = dict(pipe.network.named_parameters())
+    return {
+        "finite": all(torch.isfinite(torch.tensor(losses)).tolist()),
+        "trained": len(chosen),
+        "moved": sum(not torch.equal(now[n], before[n]) for n in chosen),
+        "frozen_moved": sum(not torch.equal(now[n], before[n]) for n in now if n not in chosen),
+    }
+
+
+def attach_adapter(pipe: AnyStepPipeline) -> None:
+    """A PEFT adapter on the attention layers; it and the branch are trained."""
+    from peft import LoraConfig
+
+    transformer = pipe.pipe.transformer
+    targets = [
+        n for n, m in transformer.named_modules()
+        if isinstance(m, nn.Linear) and n.endswith(("to_q", "to_k", "to_v", "to_qkv_mlp_proj"))
+    ]  # fmt: skip
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=4, target_modules=targets))
+    for n, p in transformer.named_parameters():
+        if "target_embedder" in n:
+            p.requires_grad_(True)
+
+
+def single_file(name: str, folder: Path) -> dict[str, Any]:
+    """Whether diffusers' own conversion turns the file back bit for bit, at which sizes."""
+    pipe = trained(name)
+    try:
+        to_single_file(pipe, folder / f"{name}.safetensors", nfe=1)
+        weights = baked_stock(pipe, nfe=1, exact_times=True)[0].transformer
+        back = converter_of(weights)(load_file(folder / f"{name}.safetensors"))
+        same = back.keys() == weights.state_dict().keys()
+        same = same and all(torch.equal(back[n], v) for n, v in weights.state_dict().items())
+        return {"same": same, "at": "tiny"}
+    except TwinflowError as error:
+        if name not in PUBLISHED_WIDTHS:
+            return {"refused": str(error)}
+    with torch.device("meta"):
+        transformer = PUBLISHED[PUBLISHED_WIDTHS[name]]()
+    weights = {n: torch.rand(v.shape[0], *[2] * (v.dim() - 1)) for n, v in transformer.state_dict().items()}
+    original_state_dict(transformer, weights)  # raises unless the conversion gives them back
+    return {"same": True, "at": "published widths"}
+
+
+def comfyui(name: str, folder: Path) -> dict[str, Any]:
+    """The factors against what the bake changes in the original layout."""
+    pipe = trained(name)
+    if type(pipe.pipe.transformer).__name__ not in COMFYUI:
+        return {"refused": "ComfyUI's names are not established"}
+    try:
+        factors = load_file(to_lora(pipe, folder, nfe=4, format="comfyui").file)
+    except TwinflowError:
+        return {"at": "published widths"}
+    base = original_state_dict(FAMILIES[name].original.transformer)
+    wanted = original_state_dict(baked_stock(pipe, nfe=4, exact_times=True)[0].transformer)
+    worst = 0.0
+    for key in {key.rpartition(".lora_")[0] for key in factors}:
+        weight = key.removeprefix("diffusion_model.") + ".weight"
+        change = factors[f"{key}.lora_B.weight"] @ factors[f"{key}.lora_A.weight"]
+        worst = max(worst, largest(base[weight] + change, wanted[weight]))
+    return {"error": worst, "at": "tiny"}
+
+
+def slim(name: str, folder: Path) -> dict[str, Any]:
+    pipe = trained(name)
+    try:
+        made = to_slim(pipe, folder)
+    except TwinflowError as error:
+        return {"refused": str(error)}
+    result: dict[str, Any] = {"kept": made.kept / made.parameters}
+    if not FAMILIES[name].edits:  # whose processor can't be loaded here, without torchvision
+        again = AnyStepPipeline.from_pretrained(folder, target_time=False, call=FAMILIES[name].call)
+        result["error"] = largest(draw(again, name, 1), draw(pipe, name, 1))
+    if name in REAL:
+        title, build = REAL[name]
+        with torch.device("meta"):
+            parameters, kept = slim_size(build(), made.replaced)
+        result["real"] = {"model": title, "parameters": parameters, "kept": kept}
+    return result
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    pipes = {name: trained(name) for name in NAMES}
+    tasks: dict[str, Any] = {}
+    for name, pipe in pipes.items():
+        for nfe in STEPS:
+            to_diffusers(pipe, folder / f"{name}_{nfe}", nfe=nfe)
+            tasks[f"{name}_{nfe}"] = {"folder": f"{name}_{nfe}", "family": name}
+        to_lora(pipe, folder / f"{name}_lora", nfe=2)
+        base = AnyStepPipeline(FAMILIES[name].stock(), target_time=False, call=FAMILIES[name].call)
+        to_diffusers(base, folder / f"{name}_base", nfe=2)  # the same weights without the branch
+        tasks[f"{name}_lora"] = {
+            "folder": f"{name}_base",
+            "family": name,
+            "lora": f"{name}_lora",
+            "note": f"{name}_lora",
+        }
+    pictures, _ = run_stock_program(folder, tasks, pipes)
+    rows = {}
+    for name, pipe in pipes.items():
+        rows[name] = {
+            "pipeline": type(pipe.pipe).__name__,
+            "kind": "edit" if FAMILIES[name].edits else "video" if FAMILIES[name].video else "image",
+            "field": field_error(name),
+            "full": training(name, lora=False),
+            "lora": training(name, lora=True),
+            "bake": {str(nfe): largest(pictures[f"{name}_{nfe}"], draw(pipe, name, nfe)) for nfe in STEPS},
+            "lora_file": largest(pictures[f"{name}_lora"], draw(pipe, name, 2)),
+            "slim": slim(name, folder / f"{name}_slim"),
+            "single_file": single_file(name, folder),
+            "comfyui": comfyui(name, folder / f"{name}_comfyui"),
+        }
+        print(name, json.dumps(rows[name]), flush=True)
+    return rows
+
+
+# The tables
+
+
+def table(rows: dict[str, Any]) -> str:
+    columns = (
+        "family fields full LoRA draws bake,&nbsp;1/2/4 LoRA&nbsp;file slim one&nbsp;file ComfyUI&nbsp;LoRA"
+    )
+    heads = columns.split()
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        bake = " / ".join(f"{row['bake'][str(nfe)]:.0e}" for nfe in STEPS)
+        lines.append(
+            f"| `{name}` {row['pipeline'].removesuffix('Pipeline')} | {row['field']:.0e} | {_moved(row['full'])} | "
+            f"{_moved(row['lora'])} | {row['kind']} | {bake} | {row['lora_file']:.0e} | {_slim(row['slim'])} | "
+            f"{_single(row['single_file'])} | {_comfyui(row['comfyui'])} |"
+        )
+    return "\n".join(lines)
+
+
+def sizes(rows: dict[str, Any]) -> str:
+    lines = ["| model | parameters | slim | |", "|---|---|---|---|"]
+    real = [row["slim"]["real"] for row in rows.values() if "real" in row["slim"]]
+    for size in sorted(real, key=lambda size: size["kept"] / size["parameters"]):
+        share = 1 - size["kept"] / size["parameters"]
+        lines.append(
+            f"| {size['model']} | {size['parameters'] / 1e9:.2f} B | {size['kept'] / 1e9:.2f} B | -{share:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _moved(run: dict[str, Any]) -> str:
+    fine = run["finite"] and not run["frozen_moved"]
+    return f"{run['moved']}/{run['trained']}" if fine else "**fails**"
+
+
+def _slim(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return "no [1]"
+    return f"{row['kept']:.0%} left" + (f", {row['error']:.0e}" if "error" in row else "")
+
+
+def _single(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return "no [2]"
+    return ("exact" if row["same"] else "**differs**") + (" [3]" if row["at"] != "tiny" else "")
+
+
+def _comfyui(row: dict[str, Any]) -> str:
+    return "no [4]" if "refused" in row else f"{row['error']:.0e}" if "error" in row else "[3]"
+
+
+def write_docs(rows: dict[str, Any]) -> None:
+    text = DOCS.read_text()
+    for mark, made in (("families", table(rows)), ("sizes", sizes(rows))):
+        block = f"<!-- {mark} -->\n{made}\n<!-- /{mark} -->"
+        text = re.sub(f"<!-- {mark} -->.*<!-- /{mark} -->", lambda _, b=block: b, text, flags=re.DOTALL)
+    DOCS.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--table-only", action="store_true", help="write the tables of what was measured before"
+    )
+    args = parser.parse_args()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    if args.table_only:
+        rows = json.loads(args.json.read_text())["families"]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure(Path(folder))
+        record = {**run_facts(), "training_steps": TRAINING_STEPS, "families": rows}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_docs(rows)
+
+
+if __name__ == "__main__":
+    main()

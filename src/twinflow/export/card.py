@@ -1,0 +1,101 @@
+"""The model card of an export: how it is called, what it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twinflow.export.stock import is_picture
+from twinflow.pipelines.exported import Exported
+
+VIDEO, EDIT, IMAGE = "text-to-video", "image-to-image", "text-to-image"
+
+
+def plain_call(call: dict[str, Any]) -> dict[str, Any]:
+    """``call`` without pictures, as JSON can hold it."""
+    return {name: value for name, value in call.items() if not is_picture(value)}
+
+
+def write_card(folder: str | Path, exported: Exported, *, edits: bool, video: bool) -> None:
+    """``README.md`` for an export that stock diffusers runs."""
+    opening = 'pipe = DiffusionPipeline.from_pretrained("PATH")'
+    code = _code(
+        exported, [opening], imports="from diffusers import DiffusionPipeline", edits=edits, video=video
+    )
+    _write(folder, exported, code, HOW_FOLDER, edits=edits, video=video)
+
+
+def write_lora_card(folder: str | Path, exported: Exported, *, file: str, edits: bool, video: bool) -> None:
+    """``README.md`` for a LoRA, which needs the few-step scheduler beside it."""
+    settings = {name: exported.scheduler[name] for name in STEPPING if name in exported.scheduler}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    opening = [
+        f'pipe = DiffusionPipeline.from_pretrained("{exported.base or "BASE MODEL"}")',
+        f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({arguments})",
+        f'pipe.load_lora_weights("PATH", weight_name="{file}")',
+    ]
+    if file.startswith("comfyui"):
+        times = ", ".join(f"{time:.4g}" for time in (*exported.times, 0))
+        code = (
+            f"ComfyUI: load LoRA, strength 1; CFG 1; sigmas {times}; sampler: lcm (fresh noise at each step)."
+        )
+    else:
+        imports = "from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler"
+        code = _code(exported, opening, imports=imports, edits=edits, video=video)
+    _write(folder, exported, code, HOW_LORA, edits=edits, video=video)
+
+
+STEPPING = ("shift", "use_dynamic_shifting", "stochastic_sampling", "shift_terminal")
+HOW_FOLDER = "which folded the target time into the stock weights"
+HOW_LORA = "which wrote the target time as low-rank factors beside those that were trained"
+
+
+def _code(exported: Exported, opening: list[str], *, imports: str, edits: bool, video: bool) -> str:
+    arguments = [f"{name}={value!r}" for name, value in exported.call.items()]
+    arguments.append(f"num_inference_steps={exported.nfe}")
+    lines = [imports, "", *opening]
+    if edits:
+        arguments.insert(0, "image=source")
+        lines = ["from PIL import Image", *lines, 'source = Image.open("source.png").convert("RGB")']
+    result, taken = ("frames", ".frames[0]") if video else ("image", ".images[0]")
+    lines.append(f'{result} = pipe(prompt="a prompt", {", ".join(arguments)}){taken}')
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _write(folder: str | Path, exported: Exported, code: str, how: str, *, edits: bool, video: bool) -> None:
+    task = EDIT if edits else VIDEO if video else IMAGE
+    steps = "1 step" if exported.nfe == 1 else f"{exported.nfe} steps"
+    (Path(folder) / "README.md").write_text(
+        f"""---
+library_name: diffusers
+pipeline_tag: {task}
+tags: [twinflow, few-step, {exported.nfe}-step{", lora" if exported.kind == "lora" else ""}]
+license: other
+license_name: see-the-base-model
+---
+
+# {exported.pipeline}, {steps}
+
+{code}
+
+These arguments are part of the model: it was made for exactly {steps}, and guidance is in its weights. Other
+numbers of steps, another scheduler or guidance on top give worse pictures. {RE_NOISING if exported.nfe > 1 else ""}
+
+## Where it comes from
+
+- base model: `{exported.base or "unknown"}`
+- made by: twinflow {exported.twinflow}, {how} for the times
+  {", ".join(f"{time:.4g}" for time in exported.times)} (relative residual {exported.residual:.1e})
+- stock classes and weights of diffusers; no code of twinflow is needed to run it
+- it is no base for further training: train the checkpoint that it was exported from
+
+## Licence
+
+To be filled in by who publishes it. The licence of the base model applies to what was made from it.
+"""
+    )
+
+
+RE_NOISING = """The
+scheduler draws fresh noise between the steps. Most pipelines take it from PyTorch's global generator, not from
+`generator=`: call `torch.manual_seed(seed)` right before the call to get the same picture again."""

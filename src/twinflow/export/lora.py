@@ -1,0 +1,228 @@
+"""Export as a LoRA file: on the base model and with the few-step scheduler, it draws the few-step pictures.
+
+The bake has rank K as it is. A trained adapter is put beside it, and for a run that trained all weights the
+difference from a given base is cut to a rank, with what that loses reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from twinflow.errors import TwinflowError
+from twinflow.export.bake import bake_target_time
+from twinflow.export.card import write_lora_card
+from twinflow.export.diffusers_folder import makes_clips, note
+from twinflow.export.single_file import original_parts
+from twinflow.export.stock import adapter_factors, adapter_layers, check_exportable, schedule_of, stock_copy
+from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.any_step import AnyStepPipeline
+from twinflow.pipelines.exported import Exported
+
+FILES = {"diffusers": "pytorch_lora_weights.safetensors", "comfyui": "comfyui_lora.safetensors"}
+DENSE = 1024  # up to this width singular values are computed exactly
+# ComfyUI applies "diffusion_model.NAME" to the weight NAME of its own model, which is the original layout's for these.
+COMFYUI = (
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "QwenImageTransformer2DModel",
+    "ZImageTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "WanTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``up @ down`` is added to a weight."""
+
+    down: Tensor  # (rank, inputs) fp64
+    up: Tensor  # (outputs, rank) fp64
+
+    def beside(self, other: Factors) -> Factors:
+        """The sum of both."""
+        return Factors(torch.cat([self.down, other.down]), torch.cat([self.up, other.up], dim=1))
+
+
+@dataclass(kw_only=True)
+class LoraExport:
+    """What was written. ``lost``: share of the difference from ``base`` (by norm) that the rank does not hold.
+    ``left_out``: trained tensors that a LoRA can't hold, biases and norms, with their relative change."""
+
+    file: Path
+    exported: Exported
+    ranks: dict[str, int]
+    lost: float = 0.0
+    left_out: dict[str, float] = field(default_factory=dict)
+
+
+def to_lora(
+    pipe: AnyStepPipeline,
+    path: str | Path,
+    *,
+    nfe: int,
+    format: Literal["diffusers", "comfyui"] = "diffusers",
+    base: str | Path | nn.Module | None = None,
+    rank: int = 64,
+) -> LoraExport:
+    """Write a LoRA into the folder ``path``, for ``nfe`` steps with the few-step scheduler, guidance off.
+
+    It is for the base that ``pipe`` was loaded from where a LoRA was trained, else for the weights of ``pipe`` itself.
+    ``base``: a diffusers folder, a hub id or a transformer instead, from which all weights were trained: the
+    difference is added at ``rank``.
+
+    "diffusers" writes for ``load_lora_weights``; "comfyui" the names of the original layout, below
+    ``diffusion_model.``. :class:`TwinflowError` says what is not possible.
+    """
+    if format not in FILES:
+        raise TwinflowError(f"format must be one of {', '.join(FILES)}, got {format!r}")
+    if rank < 1:
+        raise TwinflowError(f"rank must be at least 1, got {rank}")
+    times = schedule_of(nfe)
+    check_exportable(pipe)
+    _check_format(pipe, format)
+    stock = stock_copy(pipe, times)
+    factors = {
+        name: Factors(*adapter_factors(layer)) for name, layer in adapter_layers(stock.transformer).items()
+    }
+    lost = 0.0
+    left_out: dict[str, float] = {}
+    if base is not None:
+        if factors:
+            raise TwinflowError(
+                "base= is for runs that trained all weights; this one trained a LoRA on its base"
+            )
+        factors, lost, left_out = _difference(stock.transformer, _transformer_of(base, stock), rank=rank)
+    residual = 0.0
+    if tt.has_target_time(stock.transformer):
+        bake = bake_target_time(pipe, stock, nfe=nfe, times=times, exact_times=format == "comfyui")
+        residual, folded = bake.residual, Factors(bake.down, bake.up)
+        factors[bake.layer] = factors[bake.layer].beside(folded) if bake.layer in factors else folded
+    if not factors:
+        raise TwinflowError(
+            "there is nothing to export as a LoRA: no branch, no adapter, no difference from a base"
+        )
+    exported = note(pipe, times, kind="lora", residual=residual)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
+    save_file(weights, folder / FILES[format], metadata={"format": "pt"})
+    exported.save(folder)
+    write_lora_card(folder, exported, file=FILES[format], edits=pipe.edits, video=makes_clips(pipe))
+    ranks = {name: len(part.down) for name, part in factors.items()}
+    return LoraExport(
+        file=folder / FILES[format], exported=exported, ranks=ranks, lost=lost, left_out=left_out
+    )
+
+
+def _check_format(pipe: AnyStepPipeline, format: str) -> None:
+    """Refuse what can't be written before anything is computed."""
+    kind = type(pipe.pipe.transformer).__name__
+    if format == "diffusers" and not hasattr(pipe.pipe, "load_lora_weights"):
+        raise TwinflowError(f"{type(pipe.pipe).__name__} loads no LoRA in diffusers")
+    if format == "comfyui" and kind not in COMFYUI:
+        raise TwinflowError(
+            f"the names that ComfyUI has for the layers of {kind} are not established; those of "
+            f"{', '.join(COMFYUI)} are"
+        )
+
+
+def _diffusers_keys(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+    weights = {}
+    for name, part in factors.items():
+        weights[f"transformer.{name}.lora_A.weight"] = part.down.float().cpu().contiguous()
+        weights[f"transformer.{name}.lora_B.weight"] = part.up.float().cpu().contiguous()
+    return weights
+
+
+def comfyui_keys(transformer: Any, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """Of the original layout, where a fused weight's parts have factors of their own in rows of its own."""
+    weights = {}
+    bare = _without_adapters(transformer)
+    for original, parts in original_parts(bare).items():
+        touched = [(part, factors[part.name.removesuffix(".weight")]) for part in parts
+                   if part.name.endswith(".weight") and part.name.removesuffix(".weight") in factors]  # fmt: skip
+        if not touched:
+            continue
+        down = torch.cat([own.down for _, own in touched])
+        up = torch.zeros(sum(len(part.rows) for part in parts), len(down), dtype=down.dtype)
+        column = 0
+        for part, own in touched:
+            up[part.rows, column : column + len(own.down)] = own.up.cpu()
+            column += len(own.down)
+        key = f"diffusion_model.{original.removesuffix('.weight')}"
+        # Without an alpha the scale is 1. ComfyUI knows these names as well as lora_down and lora_up.
+        weights[f"{key}.lora_A.weight"] = down.float().cpu().contiguous()
+        weights[f"{key}.lora_B.weight"] = up.float().contiguous()
+    return weights
+
+
+def _without_adapters(transformer: Any) -> Any:
+    """The stock transformer's shapes, on the meta device."""
+    with torch.device("meta"):
+        return type(transformer).from_config(dict(transformer.config))
+
+
+def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
+    if isinstance(base, nn.Module):
+        return base
+    try:
+        return type(stock.transformer).from_pretrained(
+            str(base), subfolder="transformer", use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise TwinflowError(
+            f"{base} has no {type(stock.transformer).__name__} to compare with: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def _difference(
+    trained: Any, base: nn.Module, *, rank: int
+) -> tuple[dict[str, Factors], float, dict[str, float]]:
+    """Factors of every Linear that differs, the share that they lose, and what they can't hold."""
+    branch = tuple(tt.target_time_state_dict(trained)) if tt.has_target_time(trained) else ()
+    ours = {name: value for name, value in trained.state_dict().items() if name not in branch}
+    theirs = base.state_dict()
+    different = sorted(set(ours) ^ set(theirs)) or [n for n in ours if ours[n].shape != theirs[n].shape]
+    if different:
+        raise TwinflowError(f"the base is another transformer: {', '.join(different[:4])} differ")
+    linear = {f"{name}.weight" for name, module in trained.named_modules() if isinstance(module, nn.Linear)}
+    factors: dict[str, Factors] = {}
+    left_out: dict[str, float] = {}
+    whole = missed = 0.0
+    for name, value in ours.items():
+        change = value.double() - theirs[name].to(value.device).double()
+        size = float(change.norm()) ** 2
+        if size == 0:
+            continue
+        whole += size
+        if name in linear:
+            part = _cut(change, rank)
+            factors[name.removesuffix(".weight")] = part
+            missed += float((change - part.up @ part.down).norm()) ** 2
+        else:
+            left_out[name] = (size**0.5) / max(float(theirs[name].double().norm()), 1e-30)
+            missed += size
+    return factors, (missed / whole) ** 0.5 if whole else 0.0, left_out
+
+
+def _cut(change: Tensor, rank: int) -> Factors:
+    """The nearest matrix of ``rank`` to ``change`` (outputs, inputs); of large ones, nearly so."""
+    rank = min(rank, *change.shape)
+    if min(change.shape) <= DENSE or rank > min(change.shape) // 4:
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+    else:
+        left, values, right = torch.svd_lowrank(change, q=rank + 16, niter=4)
+        right = right.T
+    root = values[:rank].sqrt()
+    return Factors(root[:, None] * right[:rank], left[:, :rank] * root)

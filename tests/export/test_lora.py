@@ -1,0 +1,219 @@
+"""A LoRA file on the stock base, with the few-step scheduler, draws the few-step sampler's pictures."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+
+from families import FAMILIES, NAMES
+from twinflow.errors import TwinflowError
+from twinflow.export import to_lora
+from twinflow.export.diffusers_folder import baked_stock
+from twinflow.export.lora import Factors, comfyui_keys
+from twinflow.export.single_file import original_state_dict
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.sampling import seeded_noise
+
+from .all_families import PROMPT, RENOISE_SEED, SEED, draw, trained
+from .test_single_file import PUBLISHED
+
+CONVERTIBLE = ("sd3", "flux2_klein", "qwen", "zimage", "wan", "ltx")  # at tiny sizes
+
+
+def stock_pictures(pipe, name: str, note: dict, shape: tuple[int, ...]) -> torch.Tensor:
+    """What a stock pipeline draws by the note's scheduler and call, from noise of ``shape``."""
+    family = FAMILIES[name]
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(note["scheduler"])
+    call = note["call"] | ({"image": family.call["image"]} if family.edits else {})
+    latents = seeded_noise(shape, [SEED])
+    if name == "flux2_klein":
+        latents = latents.transpose(1, 2).reshape(-1, 16, 8, 8)
+    torch.manual_seed(RENOISE_SEED)
+    generator = torch.Generator().manual_seed(RENOISE_SEED)
+    made = pipe(
+        prompt=PROMPT, num_inference_steps=note["nfe"], latents=latents, generator=generator, output_type="pt", **call
+    )  # fmt: skip
+    return made[0].float()
+
+
+def note_of(folder) -> dict:
+    return json.loads((folder / "twinflow_export.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bake_as_a_lora_on_the_stock_base(tmp_path, name):
+    pipe = trained(name)
+    made = to_lora(pipe, tmp_path, nfe=2)
+    (rank,) = made.ranks.values()
+    assert rank <= 3
+    stock = FAMILIES[name].stock()
+    stock.load_lora_weights(tmp_path, weight_name=made.file.name)
+    torch.testing.assert_close(
+        stock_pictures(stock, name, note_of(tmp_path), pipe.latent_shape),
+        draw(pipe, name, 2),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def adapted(name: str, targets=("to_q", "to_v", "to_out.0", "linear_2", "attention.qkv")) -> AnyStepPipeline:
+    """With a PEFT adapter whose weights are random, on attention and on the time MLP."""
+    from peft import LoraConfig
+
+    pipe = trained(name)
+    transformer = pipe.pipe.transformer
+    targets = [
+        n for n, m in transformer.named_modules()
+        if isinstance(m, torch.nn.Linear) and n.endswith(targets) and "target_embedder" not in n
+    ]  # fmt: skip
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for n, parameter in transformer.named_parameters():
+            if "lora_" in n:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return pipe
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen", "wan"])
+def test_a_trained_adapter_comes_with_the_bake(tmp_path, name):
+    pipe = adapted(name)
+    ours = draw(pipe, name, 2)
+    made = to_lora(pipe, tmp_path, nfe=2)
+    assert len(made.ranks) > 2
+    assert max(made.ranks.values()) > 4  # that of the time MLP has both
+    stock = FAMILIES[name].stock()
+    stock.load_lora_weights(tmp_path, weight_name=made.file.name)
+    torch.testing.assert_close(
+        stock_pictures(stock, name, note_of(tmp_path), pipe.latent_shape), ours, rtol=0, atol=1e-5
+    )
+    # The other road: merged into a stock folder.
+    merged, exported = baked_stock(pipe, nfe=2)
+    assert list(merged.transformer.state_dict()) == list(FAMILIES[name].original.transformer.state_dict())
+    note = json.loads(json.dumps({"nfe": 2, "call": exported.call, "scheduler": exported.scheduler}))
+    torch.testing.assert_close(stock_pictures(merged, name, note, pipe.latent_shape), ours, rtol=0, atol=1e-5)
+    torch.testing.assert_close(draw(pipe, name, 2), ours, rtol=0, atol=0)  # and the pipeline is as it was
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_comfyuis_file_adds_to_the_original_weights_what_training_and_bake_did(tmp_path, name):
+    pipe = adapted(name)
+    weights = load_file(to_lora(pipe, tmp_path, nfe=4, format="comfyui").file)
+    base = original_state_dict(FAMILIES[name].original.transformer)
+    wanted = original_state_dict(baked_stock(pipe, nfe=4, exact_times=True)[0].transformer)
+    names = {key.rpartition(".lora_")[0] for key in weights}
+    for key in names:
+        down, up = weights[f"{key}.lora_A.weight"].double(), weights[f"{key}.lora_B.weight"].double()
+        original = key.removeprefix("diffusion_model.") + ".weight"
+        change = wanted[original].double() - base[original].double()
+        torch.testing.assert_close(up @ down, change, rtol=0, atol=1e-5 * float(wanted[original].abs().max()))
+    changed = {n for n in base if not torch.equal(base[n], wanted[n])}
+    assert {f"diffusion_model.{n.removesuffix('.weight')}" for n in changed} == names
+
+
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "lumina2"])
+def test_factors_of_fused_weights_at_published_widths(name):
+    """Applied to a vector, they give what the layers' own give, each in the rows that diffusers takes its own from."""
+    with torch.device("meta"):
+        transformer = PUBLISHED[name]()
+    generator = torch.Generator().manual_seed(0)
+    layers = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    factors, columns = {}, {}
+    for number, (layer, module) in enumerate(layers.items()):
+        if number % 3:  # not all parts of a fused weight have factors
+            down = torch.randn(2, module.in_features, generator=generator, dtype=torch.float64)
+            factors[layer] = Factors(down, torch.randn(module.out_features, 2, generator=generator).double())
+            vector = torch.ones(module.in_features, dtype=torch.float64)
+            columns[f"{layer}.weight"] = (factors[layer].up @ (factors[layer].down @ vector))[:, None]
+    own = {
+        n: columns.get(n, torch.zeros([v.shape[0], *[1] * (v.dim() - 1)], dtype=torch.float64))
+        for n, v in transformer.state_dict().items()
+    }
+    expected, made = original_state_dict(transformer, own), comfyui_keys(transformer, factors)
+    for original, value in expected.items():
+        key = f"diffusion_model.{original.removesuffix('.weight')}"
+        if f"{key}.lora_A.weight" in made:
+            down, up = made[f"{key}.lora_A.weight"].double(), made[f"{key}.lora_B.weight"].double()
+            torch.testing.assert_close((up @ down.sum(1))[:, None], value, rtol=1e-5, atol=1e-3)
+        else:
+            assert not value.any(), original
+
+
+# diffusers reads ComfyUI's names too, of these families with fused layers and the time MLP among them (its LTX
+# conversion leaves the time MLP's name, that of Z-Image the fused attention).
+@pytest.mark.parametrize("name", ["qwen", "wan"])
+def test_diffusers_reads_comfyuis_file(tmp_path, name):
+    pipe = adapted(name)
+    file = to_lora(pipe, tmp_path, nfe=2, format="comfyui").file
+    stock = FAMILIES[name].stock()
+    stock.load_lora_weights(tmp_path, weight_name=file.name)
+    torch.testing.assert_close(
+        stock_pictures(stock, name, note_of(tmp_path), pipe.latent_shape),
+        draw(pipe, name, 2),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def full_run(name: str, rank: int, *, biases: bool = False):
+    """A pipeline all of whose Linear weights moved by a matrix of ``rank``."""
+    pipe = trained(name)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for n, module in pipe.pipe.transformer.named_modules():
+            if isinstance(module, torch.nn.Linear) and "target_embedder" not in n:
+                out, into = module.weight.shape
+                left, right = (
+                    torch.randn(*shape, generator=generator) for shape in ((out, rank), (rank, into))
+                )
+                module.weight.add_(0.02 * left @ right / rank**0.5)
+                if biases and module.bias is not None:
+                    module.bias.add_(0.1)
+    return pipe
+
+
+def test_a_full_run_is_the_difference_from_its_base(tmp_path):
+    pipe, base = full_run("qwen", 3), FAMILIES["qwen"].original.transformer
+    made = to_lora(pipe, tmp_path, nfe=2, base=base, rank=3)
+    assert made.lost < 1e-5
+    assert not made.left_out
+    stock = FAMILIES["qwen"].stock()
+    stock.load_lora_weights(tmp_path, weight_name=made.file.name)
+    ours = draw(pipe, "qwen", 2)
+    torch.testing.assert_close(
+        stock_pictures(stock, "qwen", note_of(tmp_path), pipe.latent_shape), ours, rtol=0, atol=2e-5
+    )
+    # What a smaller rank loses is said, and it is the most that a rank can hold.
+    poorer = to_lora(pipe, tmp_path / "poorer", nfe=2, base=base, rank=1)
+    assert 0.1 < poorer.lost < 0.9
+
+
+def test_what_a_lora_cannot_hold_is_reported(tmp_path):
+    base = FAMILIES["wan"].original.transformer
+    made = to_lora(full_run("wan", 2, biases=True), tmp_path, nfe=1, base=base, rank=2)
+    assert {name.rpartition(".")[2] for name in made.left_out} == {"bias"}
+    assert 0 < made.lost < 1
+
+
+def test_what_is_refused(tmp_path):
+    pipe = trained("sana")
+    with pytest.raises(TwinflowError, match="at least 1, got 0"):
+        to_lora(pipe, tmp_path, nfe=0)
+    with pytest.raises(TwinflowError, match="rank must be at least 1, got 0"):
+        to_lora(pipe, tmp_path, nfe=1, rank=0)
+    with pytest.raises(TwinflowError, match="ComfyUI has for the layers of SanaTransformer2DModel"):
+        to_lora(pipe, tmp_path, nfe=1, format="comfyui")
+    with pytest.raises(TwinflowError, match="format must be one of diffusers, comfyui, got 'a1111'"):
+        to_lora(pipe, tmp_path, nfe=1, format="a1111")
+    with pytest.raises(TwinflowError, match="the base is another transformer"):
+        to_lora(pipe, tmp_path, nfe=1, base=FAMILIES["wan"].original.transformer)
+    with pytest.raises(TwinflowError, match="nowhere has no SanaTransformer2DModel"):
+        to_lora(pipe, tmp_path, nfe=1, base=tmp_path / "nowhere")
+    with pytest.raises(TwinflowError, match="trained a LoRA on its base"):
+        to_lora(adapted("sana"), tmp_path, nfe=1, base=FAMILIES["sana"].original.transformer)
+    plain = AnyStepPipeline(FAMILIES["sana"].stock(), target_time=False, call=FAMILIES["sana"].call)
+    with pytest.raises(TwinflowError, match="nothing to export"):
+        to_lora(plain, tmp_path, nfe=1)
+    assert not list(tmp_path.iterdir())
