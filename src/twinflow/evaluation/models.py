@@ -167,9 +167,10 @@ class StockModel:
     def __init__(self, pipe: Any, *, identity: str, size: tuple[int, int] | None = None) -> None:
         self.pipe, self.size, self.native_size = pipe, size, _native_size(pipe)
         self._steps: dict[tuple[int, float], int] = {}  # by NFE and guidance
-        self.network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-        if self.network is None:
+        network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+        if network is None:
             raise TwinflowError(f"{type(pipe).__name__} has neither a transformer nor a unet to count")
+        self.network: torch.nn.Module = network
         weight = next(self.network.parameters())
         dtype = str(weight.dtype).removeprefix("torch.")
         self.identity = {"stock": identity, "dtype": dtype, "size": size, "device": weight.device.type}
@@ -237,7 +238,7 @@ class _Counter:
         self._hook.remove()
 
     def _count(self, module: Any, args: tuple, kwargs: dict) -> None:
-        state = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        state: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         self.rows += len(state)  # a tensor, or a list of one entry a row
 
 

@@ -43,6 +43,42 @@ def _prompts(**options: Any) -> Benchmark:
     return PromptFile(**_numbers(options, "images_per_prompt", "seed"))
 
 
+def _sharpness() -> Measure:
+    from twinflow.evaluation.measures import Sharpness
+
+    return Sharpness()
+
+
+def _diversity(**options: Any) -> Measure:
+    from twinflow.evaluation.measures import SeedDiversity
+
+    return SeedDiversity(**options)
+
+
+def _distribution(**options: Any) -> Measure:
+    from twinflow.evaluation.measures import Distribution
+
+    return Distribution(**_numbers(options, "k"))
+
+
+_CLIP_L14, _CLIP_H14 = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def _prompt_score(name: str, title: str, **defaults: str) -> Callable[..., Measure]:
+    def build(**options: str) -> Measure:
+        from twinflow.evaluation.clip_scores import ClipScorer
+        from twinflow.evaluation.measures import PromptScore
+
+        chosen = defaults | options
+        if "model" not in chosen:
+            raise TwinflowError(
+                f"{name} needs its weights: --with {name}.model=FILE; `twinflow eval --list` says where they are"
+            )
+        return PromptScore(name, title, ClipScorer(name, chosen.pop("model"), **chosen))
+
+    return build
+
+
 def _numbers(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """``options`` with those called ``names`` as whole numbers."""
     result = dict(options)
@@ -81,6 +117,131 @@ _OWN = (
             "images_per_prompt": "pictures of each prompt (1)",
             "seed": "seed of the noise (0)",
         },
+    ),
+    Entry(
+        name="sharpness",
+        kind="measure",
+        summary="Sharpness (deviation of the Laplacian) and RMS contrast; read them beside the base's.",
+        build=_sharpness,
+    ),
+    Entry(
+        name="diversity",
+        kind="measure",
+        summary="How different the pictures of one prompt are: mean distance of features, Vendi score.",
+        build=_diversity,
+        options={
+            "features": "pixels, texture, dinov2:MODEL, clip:MODEL or python:module:function (texture)",
+            "distance": "l1, l2 or cosine (cosine)",
+        },
+        requires=(
+            Requirement(
+                what="features dinov2:facebook/dinov2-base, if chosen",
+                size="346 MB",
+                licence="Apache-2.0",
+                source="hub facebook/dinov2-base",
+                option="--with diversity.features=dinov2:FOLDER",
+            ),
+        ),
+    ),
+    Entry(
+        name="distribution",
+        kind="measure",
+        summary="Fréchet distance, KID, precision, recall, density and coverage against reference pictures.",
+        build=_distribution,
+        options={
+            "reference": "a folder of pictures, or statistics (.safetensors)",
+            "features": "pixels, texture, dinov2:MODEL, clip:MODEL or python:module:function (texture)",
+            "k": "neighbours of precision and recall (5)",
+        },
+        requires=(
+            Requirement(
+                what="reference pictures",
+                size="yours",
+                licence="yours",
+                source="a folder",
+                option="--with distribution.reference=FOLDER",
+            ),
+            Requirement(
+                what="features dinov2:facebook/dinov2-large, if chosen",
+                size="1.2 GB",
+                licence="Apache-2.0",
+                source="hub facebook/dinov2-large",
+                option="--with distribution.features=dinov2:FOLDER",
+            ),
+        ),
+    ),
+    Entry(
+        name="clip",
+        kind="measure",
+        summary="CLIPScore: 100 max(cosine, 0) of picture and prompt.",
+        build=_prompt_score("clip", "CLIPScore", model=_CLIP_L14),
+        options={
+            "model": f"a CLIP model ({_CLIP_L14})",
+            "prefix": "put before each prompt, such as 'A photo depicts ' (nothing)",
+        },
+        requires=(
+            Requirement(
+                what="CLIP ViT-L/14",
+                size="1.7 GB",
+                licence="MIT (code; the weights name none)",
+                source=f"hub {_CLIP_L14}",
+                option="--with clip.model=FOLDER",
+            ),
+        ),
+    ),
+    Entry(
+        name="pickscore",
+        kind="measure",
+        summary="PickScore: what people preferred among pictures of one prompt, as a CLIP ViT-H/14 learnt it.",
+        build=_prompt_score(
+            "pickscore", "PickScore", model="yuvalkirstain/PickScore_v1", processor=_CLIP_H14
+        ),
+        options={
+            "model": "the weights (yuvalkirstain/PickScore_v1)",
+            "processor": f"tokenizer and preprocessing ({_CLIP_H14})",
+        },
+        requires=(
+            Requirement(
+                what="PickScore v1",
+                size="3.9 GB",
+                licence="not stated by its authors",
+                source="hub yuvalkirstain/PickScore_v1",
+                option="--with pickscore.model=FOLDER",
+            ),
+            Requirement(
+                what="tokenizer and preprocessing",
+                size="4 MB",
+                licence="MIT",
+                source=f"hub {_CLIP_H14}",
+                option="--with pickscore.processor=FOLDER",
+            ),
+        ),
+    ),
+    Entry(
+        name="hps",
+        kind="measure",
+        summary="HPSv2.1: human preference, times 100; its weights are a file in open_clip's layout.",
+        build=_prompt_score("hps", "HPSv2.1", processor=_CLIP_H14),
+        options={
+            "model": "HPS_v2.1_compressed.pt, read as tensors alone, or the same as .safetensors",
+            "processor": f"configuration, tokenizer and preprocessing ({_CLIP_H14})",
+        },
+        requires=(
+            Requirement(
+                what="HPS v2.1",
+                size="2 GB",
+                licence="Apache-2.0",
+                source="hub xswu/HPSv2, HPS_v2.1_compressed.pt",
+                option="--with hps.model=FILE",
+            ),
+            Requirement(
+                what="configuration, tokenizer and preprocessing",
+                size="4 MB",
+                licence="MIT",
+                source=f"hub {_CLIP_H14}",
+                option="--with hps.processor=FOLDER",
+            ),
+        ),
     ),
 )
 
