@@ -86,7 +86,9 @@ class ShapeWorldBenchmark(Benchmark):
 
 def finding(row: ImageResult) -> Finding:
     """A scored picture as the page shows it."""
-    labels = [" ".join(filter(None, (d.color, d.class_name))) for d in row.detections]
+    labels = [
+        " ".join(filter(None, (d.color if d.clear else "blended", d.class_name))) for d in row.detections
+    ]
     boxes = [(label, [float(x) for x in d.box], d.score) for label, d in zip(labels, row.detections)]
     return Finding(
         file=row.filename, prompt=row.prompt, correct=row.correct, reason=row.verdict.reason, boxes=boxes
