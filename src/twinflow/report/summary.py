@@ -53,10 +53,9 @@ class Summary:
             return scores + (f" with {evaluations(self.base.nfe)}." if self.base.nfe else ".")
         start = f"With {evaluations(row.nfe)}, {row.model} " if row.nfe else f"{row.model} "
         if self.kept is None or not self.base.nfe:
-            return (
-                start
-                + f"scores {score(row.overall)}; {row_name(self.base)} scores {score(self.base.overall)}."
-            )
+            base = score(self.base.overall) if self.base.overall else "0"
+            where = f" at {self.base.nfe}" if self.base.nfe else ""
+            return start + f"scores {score(row.overall)}; {self.base.model} scores {base}{where}."
         return start + f"reaches {percent(self.kept)} of the score of {self.base.model} at {self.base.nfe}."
 
     @property
