@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinflow.evaluation.pictures import Picture
+from twinflow.evaluation.pictures import Picture, check_folder
 from twinflow.evaluation.results import Metric
 
 
@@ -62,6 +62,7 @@ class Benchmark(ABC):
 
     name: str
     pictures: Sequence[Picture]
+    derived: Collection[str] = ()  # pictures that scoring itself leaves in the folder, such as grids
 
     @property
     @abstractmethod
@@ -74,6 +75,10 @@ class Benchmark(ABC):
 
     def ready(self) -> None:  # noqa: B027 - most need nothing
         """``TwinflowError`` for what is missing to score, before anything is drawn."""
+
+    def check(self, folder: Path) -> None:
+        """``TwinflowError`` unless a folder that others made has all pictures, and no others."""
+        check_folder(folder, self.pictures, also=self.derived)
 
     def prepare(self, folder: Path) -> None:  # noqa: B027
         """Write what belongs beside the pictures, such as GenEval's metadata, before they are drawn."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,14 @@ def draw_pictures(
     folder: Path,
     *,
     batch: int = 1,
+    also: Collection[str] = (),
     place: Processes | None = None,
     progress: Progress | None = None,
 ) -> Drawing:
     """Draw what ``folder`` lacks of ``pictures``. Returns in every process when all are there.
 
     A picture that is there with another key, of another model, say, is drawn again. ``TwinflowError`` for pictures
-    in the folder that were not drawn here.
+    in the folder that were not drawn here and are not named by ``also``.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -84,7 +85,7 @@ def draw_pictures(
         _tidy(folder, pictures)
         _record(folder, key, gathered, how)
     place.barrier()
-    check_folder(folder, pictures)
+    check_folder(folder, pictures, also=also)
     return Drawing(key=key, seconds_per_image=_seconds(json.loads((folder / RECORD).read_text())))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +91,12 @@ def pictures_in(folder: Path) -> set[str]:
     }
 
 
-def check_folder(folder: Path, pictures: Sequence[Picture]) -> None:
-    """``TwinflowError`` unless exactly ``pictures`` lie in ``folder``: one too few would move the mean."""
+def check_folder(folder: Path, pictures: Sequence[Picture], *, also: Collection[str] = ()) -> None:
+    """``TwinflowError`` unless exactly ``pictures`` lie in ``folder``: one too few would move the mean. Those named by
+    ``also`` may be there too."""
     if not folder.is_dir():
         raise TwinflowError(f"there is no folder of pictures {folder}")
-    wanted, there = {picture.file for picture in pictures}, pictures_in(folder)
+    wanted, there = {picture.file for picture in pictures}, pictures_in(folder) - set(also)
     for what, names in (("lacks", wanted - there), ("has more than the benchmark's:", there - wanted)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")

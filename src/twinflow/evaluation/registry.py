@@ -265,7 +265,7 @@ def build(
 ) -> tuple[list[Benchmark], list[Measure]]:
     """Benchmarks and measures called ``names``. ``common`` options go to all that know them, ``own`` by name.
 
-    A file of prompts brings the benchmark ``prompts`` along; measures need at least one benchmark.
+    A file of prompts that no benchmark takes brings the benchmark ``prompts`` along; measures need a benchmark.
     """
     known = entries()
     for name in [*names, *own]:
@@ -274,7 +274,8 @@ def build(
                 f"--benchmark {name!r} is not known: there are {', '.join(known)}; see `twinflow eval --list`"
             )
     chosen = [known[name] for name in dict.fromkeys(names)]
-    if "prompts" in common and not any(entry.name == "prompts" for entry in chosen):
+    takes_prompts = any(entry.kind == "benchmark" and "prompts" in entry.options for entry in chosen)
+    if "prompts" in common and not takes_prompts:
         chosen.insert(0, known["prompts"])
     if not any(entry.kind == "benchmark" for entry in chosen):
         raise TwinflowError(

@@ -81,9 +81,12 @@ class EvaluationTable:
         """``TwinflowError`` if the file is not a table."""
         try:
             data = json.loads(Path(path).read_text())
-            rows = [EvaluationRow(**row) for row in data["rows"]]
-            for row in rows:
-                row.metrics = {name: Metric(**metric) for name, metric in row.metrics.items()}
+            rows = [
+                EvaluationRow(
+                    **row | {"metrics": {n: Metric(**m) for n, m in row.get("metrics", {}).items()}}
+                )
+                for row in data["rows"]
+            ]
             return cls(**(data | {"rows": rows}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TwinflowError(f"{path} is not the table of an evaluation: {error!r}") from error

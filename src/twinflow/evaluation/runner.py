@@ -17,7 +17,7 @@ from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Measure, Scores, digest
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.models import Model, ModelName, open_model
-from twinflow.evaluation.pictures import check_folder, read_picture
+from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
 from twinflow.evaluation.progress import bar
 from twinflow.evaluation.protocols import comparable, run_facts
 from twinflow.evaluation.ranks import processes
@@ -130,6 +130,7 @@ class Evaluation:
                 sampler,
                 folder,
                 batch=self.batch or default_batch(model),
+                also=benchmark.derived,
                 place=place,
                 progress=lambda done: update(done * place.world_size),
             )
@@ -153,11 +154,14 @@ class Evaluation:
         source = Path(name.path)
         if len(self.benchmarks) > 1:
             source = source / benchmark.name
-        check_folder(source, benchmark.pictures)
+        benchmark.check(source)
+        if self.measures:  # they go by the benchmark's own file names
+            check_folder(source, benchmark.pictures, also=benchmark.derived)
         record = _record(source)
         how = record.get("how", {}).get("sampler", {})
         if place.is_main:
-            files = [(p.file, (source / p.file).stat().st_size) for p in benchmark.pictures]
+            there = [(name, (source / name).stat()) for name in sorted(pictures_in(source))]
+            files = [(name, state.st_size, state.st_mtime_ns) for name, state in there]
             row = EvaluationRow(
                 model=name.name,
                 nfe=name.nfe if name.nfe is not None else how.get("nfe", 0),
@@ -184,7 +188,11 @@ class Evaluation:
                 scores.metrics |= measure.measure(pictures, benchmark.pictures, cache=cache)
             row = _with_scores(row, scores)
             if not scores.findings:
-                scores.findings = [Finding(file=p.file, prompt=p.prompt) for p in benchmark.pictures]
+                scores.findings = [
+                    Finding(file=p.file, prompt=p.prompt)
+                    for p in benchmark.pictures
+                    if (pictures / p.file).is_file()  # others may have grids alone
+                ]
             prefix = f"{row.model}_nfe{row.nfe}"
             row.samples = [_sample(f, prefix) for f in spread(scores.findings, SHOWN)]
             wrong = [f for f in scores.findings if f.correct is False]
