@@ -25,7 +25,7 @@ from twinflow.report.style import STYLE
 from twinflow.report.summary import Summary, evaluations, summarise
 from twinflow.report.text import metrics_of, nfe_text, percent, protocol_name, row_name, score, seconds, times
 
-SHOWN = 18  # comparisons that are open; the rest unfolds
+SHOWN = 12  # comparisons that are open; the rest unfolds
 WALL = 6  # prompts that are shown at every setting
 # The page may show what it carries, and nothing else: no script, no font, no request.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -46,7 +46,7 @@ def render_page(
         _scores(table, summary),
         _plots(table, summary),
         _every_picture(folder, table),
-        _failures(folder, table),
+        _failures(folder, table, summary),
         _losses(losses),
         _protocol(table, facts),
     ]
@@ -219,10 +219,15 @@ def _wall(comparisons: list[Comparison], rows: list[EvaluationRow]) -> str:
     )
 
 
-def _failures(folder: Path, table: EvaluationTable) -> str:
-    body = failures(folder, table.rows)
-    if not body:
+def _failures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
+    """Of the rows that a reader compares first; those of the others unfold."""
+    first = _compared(table, summary)[::-1]
+    body = failures(folder, first)
+    rest = failures(folder, [row for row in table.rows if not any(row is other for other in first)])
+    if not body and not rest:
         return ""
+    if rest:
+        body += f"<details><summary>the other settings</summary>\n{rest}</details>\n"
     note = (
         "Wrong pictures, spread evenly over the tasks, with the objects that the detector found and how sure it "
         "was. Look here before you trust a number: a detector that is wrong shows it."

@@ -140,7 +140,7 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   header { padding-top: 0; }
   h1 { font-size: 21pt; }
   .figures { grid-template-columns: repeat(4, 1fr); }
-  h2 { break-after: avoid; }
+  h2, h3, .note { break-after: avoid; }
   section { margin-top: 8mm; }
   .cards { grid-template-columns: repeat(3, 1fr); gap: 5mm; }
   .plots { grid-template-columns: 1fr 1fr; }
