@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
+from torch import nn
+
 SAMPLE = 1 << 20  # bytes read from the beginning, the middle and the end of a file
 _IGNORED = {".md", ".png", ".jpg", ".txt~"}
 
@@ -28,6 +31,15 @@ def fingerprint(path_or_id: str | Path) -> str:
             for start in sorted({0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)}):
                 stream.seek(start)
                 state.update(stream.read(SAMPLE))
+    return state.hexdigest()[:16]
+
+
+def weights_hash(network: nn.Module) -> str:
+    """A short hash of a network in memory: of every weight, bit for bit."""
+    state = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()[:16]
 
 

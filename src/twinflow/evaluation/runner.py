@@ -16,13 +16,15 @@ from typing import Any
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Measure, Scores, digest
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
-from twinflow.evaluation.models import Model, ModelName, open_model
+from twinflow.evaluation.fingerprint import weights_hash
+from twinflow.evaluation.models import AnyStepModel, Model, ModelName, open_model
 from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
 from twinflow.evaluation.progress import bar
 from twinflow.evaluation.protocols import comparable, run_facts
 from twinflow.evaluation.ranks import processes
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.evaluation.samplers import Sampler
+from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.processes import Processes
 
 TABLE = "table.json"
@@ -115,6 +117,8 @@ class Evaluation:
         name: str,
         sampler: Sampler,
         place: Processes,
+        *,
+        save: bool = True,
     ) -> None:
         home = self.folder(benchmark)
         folder = home / f"{name}_nfe{sampler.nfe}"
@@ -144,7 +148,7 @@ class Evaluation:
                 seconds_per_image=drawing.seconds_per_image,
                 key=drawing.key,
             )
-            self._score(benchmark, table, row, folder)
+            self._score(benchmark, table, row, folder, save=save)
         place.barrier()
 
     def score_folder(
@@ -174,7 +178,13 @@ class Evaluation:
         place.barrier()
 
     def _score(
-        self, benchmark: Benchmark, table: EvaluationTable, row: EvaluationRow, pictures: Path
+        self,
+        benchmark: Benchmark,
+        table: EvaluationTable,
+        row: EvaluationRow,
+        pictures: Path,
+        *,
+        save: bool = True,
     ) -> None:
         """Score the pictures unless these very ones were scored before; keep the table."""
         home = self.folder(benchmark)
@@ -203,7 +213,8 @@ class Evaluation:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(pictures / Path(entry["file"]).relative_to(prefix), copy)
         table.put(row)
-        table.save(home / TABLE)
+        if save:
+            table.save(home / TABLE)
 
 
 def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:
@@ -234,6 +245,18 @@ def _failure(finding: Finding, prefix: str, pictures: Path) -> dict[str, Any]:
     size = read_picture(pictures / finding.file).size
     boxes = [{"label": label, "box": box, "score": score} for label, box, score in finding.boxes]
     return _sample(finding, prefix) | {"reason": finding.reason, "boxes": boxes, "size": list(size)}
+
+
+def evaluate_pipeline(
+    benchmark: Benchmark, pipe: AnyStepPipeline, sampler: Sampler, *, model: str, home: Path
+) -> EvaluationRow:
+    """The row of a pipeline in memory, known by its weights; the pictures go into a folder of ``home``."""
+    evaluation = Evaluation(benchmarks=[benchmark], nfe=[sampler.nfe], output=home, shown=False)
+    table = EvaluationTable(benchmark=benchmark.name, rows=[])
+    drawn_by = AnyStepModel(pipe, identity=weights_hash(pipe.network))
+    drawn_by.check([picture.prompt for picture in benchmark.pictures], [sampler])
+    evaluation._one(benchmark, table, drawn_by, model, sampler, Processes.current(), save=False)
+    return table.rows[0]
 
 
 def evaluate_models(
