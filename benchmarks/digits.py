@@ -19,7 +19,8 @@ from torch import Tensor
 
 from twinflow.data.digits import DigitsDataset
 from twinflow.evaluation.frechet import frechet_distance, image_statistics
-from twinflow.evaluation.models import load_model, run_facts
+from twinflow.evaluation.models import load_model
+from twinflow.evaluation.protocols import run_facts
 from twinflow.pipelines import AnyStepPipeline
 
 SAMPLES = 1000

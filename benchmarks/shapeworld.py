@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from twinflow.config import load_recipe
-from twinflow.evaluation.models import evaluate_models, run_facts
+from twinflow.evaluation.protocols import run_facts
+from twinflow.evaluation.runner import evaluate_models
 from twinflow.launch import launch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -69,7 +70,7 @@ def main() -> None:
             images_per_task=args.images_per_task,
             output=args.runs / f"eval_{group}",
         )
-        rows += [asdict(row) | {"samples": []} for row in table.rows]
+        rows += [asdict(row) | {"samples": [], "failures": []} for row in table.rows]
     for row in rows:
         print(f"{row['model']:8s} {row['nfe']:4d} NFE  {row['overall']:.3f} ± {row['overall_error']:.3f}")
     if args.json:

@@ -11,8 +11,10 @@ import torch
 from twinflow.assets import ROOT, locate
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
-from twinflow.evaluation.models import load_model, sampler_for
-from twinflow.evaluation.runner import ShapeWorldEvaluation
+from twinflow.evaluation.models import load_model
+from twinflow.evaluation.samplers import sampler_for
+from twinflow.evaluation.shapeworld import score_images
+from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.pipelines import AnyStepPipeline
 
 FOLDER = ROOT / "shapeworld-tiny"
@@ -59,11 +61,12 @@ def test_it_knows_the_words_of_its_level_and_tells_all_captions_apart(base: AnyS
 @pytest.mark.slow
 def test_many_steps_draw_what_the_caption_says_and_one_step_does_not(base: AnyStepPipeline) -> None:
     """120 pictures: the standard error of the score is below 0.04, and the bounds leave two of them."""
-    evaluation = ShapeWorldEvaluation(level="tiny", images_per_task=20, shown=0)
+    benchmark = ShapeWorldBenchmark("tiny", images_per_task=20)
+    prompts, seeds = [p.prompt for p in benchmark.pictures], [p.seed for p in benchmark.pictures]
     scores = {}
     for nfe in (1, 40):
-        pixels, seconds = evaluation.draw(base, sampler_for(base, nfe))
-        row = evaluation.score(pixels, sampler_for(base, nfe), model="base", folder=None, seconds=seconds)
-        scores[nfe] = row.overall
+        sampler = sampler_for(base, nfe)
+        drawn = base(prompts, nfe=nfe, seeds=seeds, guidance=sampler.guidance, **sampler.options)
+        scores[nfe] = score_images(drawn.pixels, benchmark.captions).official.overall
     assert scores[40] > 0.6
     assert scores[1] < 0.25

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from twinflow.assets import QUICKSTART_RECIPE
 from twinflow.config import load_recipe
-from twinflow.evaluation.models import evaluate_one, load_model, protocol, sampler_for
+from twinflow.evaluation.models import ModelName, open_model
 from twinflow.evaluation.results import EvaluationTable
-from twinflow.evaluation.runner import ShapeWorldEvaluation
+from twinflow.evaluation.runner import Evaluation
+from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.launch import launch
 from twinflow.report import print_table, write_comparison, write_report
 
@@ -29,12 +30,12 @@ def run_quickstart(
     console.print(
         "[bold]1/3[/] the base: what it draws in 100 network evaluations a picture, and in 4, 2 and 1"
     )
-    evaluation = ShapeWorldEvaluation(level="tiny", images_per_task=images_per_task)
-    table = EvaluationTable(benchmark="shapeworld", rows=[], protocol=protocol(evaluation))
-    base = load_model(recipe.model.path)
-    for nfe in BASE_NFE:
-        sampler = sampler_for(base, nfe)
-        table.rows.append(evaluate_one(evaluation, base, sampler, model="base", output=output))
+    benchmark = ShapeWorldBenchmark("tiny", images_per_task=images_per_task)
+    evaluation = Evaluation(benchmarks=[benchmark], nfe=BASE_NFE, output=output, overwrite=True)
+    evaluation.begin()
+    (table,) = evaluation.tables
+    base = open_model(ModelName.parse(recipe.model.path))
+    evaluation.draw_and_score(base, "base")
 
     console.print(f"[bold]2/3[/] TwinFlow: {recipe.train.steps} steps, {recipe.train.batch} pictures each")
     result = launch(recipe)
@@ -42,11 +43,8 @@ def run_quickstart(
         return table
 
     console.print("[bold]3/3[/] the same prompts and seeds again, in 1, 2 and 4 network evaluations")
-    trained = load_model(str(result.pipeline))
-    for nfe in TRAINED_NFE:
-        sampler = sampler_for(trained, nfe)
-        table.rows.append(evaluate_one(evaluation, trained, sampler, model="twinflow", output=output))
-    table.save(output / "table.json")
+    trained = open_model(ModelName.parse(str(result.pipeline)))
+    evaluation.draw_and_score(trained, "twinflow", nfe=TRAINED_NFE)
     files = write_report(
         output,
         table,

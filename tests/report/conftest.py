@@ -12,11 +12,11 @@ from twinflow.data.shapeworld import TASKS, draw_scene, evaluation_suite, render
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 
 
-def make_row(model: str, nfe: int, overall: float, **changes: object) -> EvaluationRow:
+def make_row(model: str, nfe: int, overall: float | None, **changes: object) -> EvaluationRow:
     fields: dict = {
         "images": 600,
         "overall_error": 0.02,
-        "strict": max(overall - 0.03, 0.0),
+        "strict": max((overall or 0.0) - 0.03, 0.0),
         "tasks": dict.fromkeys(TASKS, overall),
         "held_out": overall,
         "diversity": 0.9,

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from twinflow.evaluation.results import Metric
 from twinflow.report import write_report
+from twinflow.report.plots import pareto
 
 from .conftest import make_row, make_table
 
@@ -73,7 +75,7 @@ def test_the_page_is_well_formed_and_self_contained(folder, table, metrics):
 def test_plots_are_xml_in_the_page_s_colours(folder, table, metrics):
     text = write_report(folder, table, losses={"run": metrics}).html.read_text()
     plots = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(plots) == 3
+    assert len(plots) == 4
     for plot in plots:
         ElementTree.fromstring(plot)
         assert "var(--rule)" in plot
@@ -114,3 +116,75 @@ def test_an_empty_table_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         write_report(tmp_path, make_table())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_is_shown_with_what_the_detector_saw(folder, table):
+    row = table.rows[0]
+    wrong = row.samples[1] | {
+        "reason": "expected square>=1, found 0\nand <b>",
+        "boxes": [
+            {"label": "red <circle>", "box": [8.0, 4.0, 24.0, 20.0], "score": 0.91},
+            {"label": "blue square", "box": [8.0, 4.0, 20.0, 30.0], "score": 0.4},
+        ],
+        "size": [32, 64],
+    }
+    row.failures = [wrong]
+    text = write_report(folder, table).html.read_text()
+    Checker(text)
+    (overlay,) = re.findall(r'<svg viewBox="0 0 100 200.00".*?</svg>', text)
+    tree = ElementTree.fromstring(overlay)
+    boxes = [r for r in tree.iter("rect") if "class" not in r.attrib]
+    # In hundredths of the picture's width, whatever its size.
+    assert [float(boxes[0].get(k)) for k in ("x", "y", "width", "height")] == [25, 12.5, 50, 50]
+    labels = [r for r in tree.iter("rect") if r.get("class") == "label"]
+    first, second = (float(r.get("y")) for r in labels)
+    assert abs(first - second) >= 8  # two labels in one place would hide one another
+    assert [t.text for t in tree.iter("text")] == ["red <circle> .91", "blue square .40"]
+    for part in ("expected square ≥ 1, found 0", "and &lt;b&gt;", "seen: red &lt;circle&gt;, blue square"):
+        assert part in text
+
+
+def test_measures_have_a_table_and_plots_of_their_own(folder, table):
+    for row in table.rows:
+        row.metrics = {
+            "fid": Metric(10.0 + row.nfe, "FID", "lower", 1),
+            "clip": Metric(0.3, "CLIPScore", error=0.1),
+        }
+    text = write_report(folder, table).html.read_text()
+    Checker(text)
+    scores, measures = re.findall(r'<table class="scores.*?</table>', text, flags=re.DOTALL)
+    assert "FID" not in scores
+    assert "<b>11.0</b>" in measures  # the lowest is the best
+    assert text.count('<figure class="plot">') == 5
+    assert "FID (lower is better)" in text
+
+
+def test_a_benchmark_without_a_score_and_pictures_of_unknown_cost(tmp_path):
+    bare = {"strict": None, "tasks": {}, "held_out": None, "overall_error": None}
+    rows = [
+        make_row("base", 4, None, metrics={"clip": Metric(0.31, "CLIPScore", "higher", 2, 0.01)}, **bare),
+        make_row("found", 0, None, seconds_per_image=None, **bare),
+    ]
+    files = write_report(tmp_path, make_table(*rows))
+    text = files.html.read_text()
+    Checker(text)
+    assert "found, beside base at 4 NFE" in text
+    assert "0.31" in text
+    assert "None" not in text
+    assert "None" not in files.markdown.read_text()
+
+
+def test_a_warning_stands_before_the_numbers(folder, table):
+    table.notes = ["Not comparable: <a> & b"]
+    files = write_report(folder, table)
+    text = files.html.read_text()
+    assert text.index("Not comparable: &lt;a&gt; &amp; b") < text.index("<table")
+    assert "> **Not comparable" in files.markdown.read_text()
+
+
+def test_the_front_is_what_no_cheaper_one_beats():
+    points = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (2.0, 0.1), (4.0, 0.6), (5.0, 0.9)]
+    assert pareto(points) == [(1.0, 0.2), (2.0, 0.6), (5.0, 0.9)]
+    assert all(
+        not any(c <= cost and v > value for c, v in points) for cost, value in pareto(points)
+    )  # the definition

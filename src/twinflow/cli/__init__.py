@@ -6,6 +6,8 @@ import os
 import sys
 import warnings
 
+from twinflow.cli import evaluate  # noqa: F401 - a module of commands registers them on the app
+
 
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""

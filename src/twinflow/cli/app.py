@@ -1,4 +1,4 @@
-"""Commands: quickstart, train, sample, eval, report."""
+"""The application and its first commands: quickstart, train, sample."""
 
 from __future__ import annotations
 
@@ -71,74 +71,16 @@ def sample(
     """Draw pictures."""
     from twinflow.evaluation.models import draw_prompts
 
-    for file in draw_prompts(model, prompts, nfe=_numbers(nfe), guidance=guidance, seed=seed, output=output):
+    for file in draw_prompts(model, prompts, nfe=numbers(nfe), guidance=guidance, seed=seed, output=output):
         typer.echo(file)
 
 
-@app.command("eval")
-def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(help="One or more models, as for sample; NAME=MODEL names one.")
-    ],
-    benchmark: Annotated[str, typer.Option(help="What to measure: shapeworld.")] = "shapeworld",
-    nfe: NfeOption = "1,2,4",
-    guidance: GuidanceOption = None,
-    level: Annotated[str, typer.Option(help="Level of ShapeWorld: tiny or full.")] = "tiny",
-    images_per_task: Annotated[int, typer.Option(help="Pictures of each of the six tasks.")] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the captions' order and of the noise.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the table, results and pictures.")] = Path(
-        "runs/eval"
-    ),
-) -> None:
-    """Score models at several NFE: one table, one report page."""
-    from twinflow.evaluation.models import evaluate_models
-    from twinflow.report import print_table, write_report
-
-    if benchmark != "shapeworld":
-        raise TwinflowError(f"--benchmark {benchmark!r} is not known: this version has shapeworld")
-    table = evaluate_models(
-        models,
-        nfe=_numbers(nfe),
-        guidance=guidance,
-        level=level,
-        images_per_task=images_per_task,
-        seed=seed,
-        output=output,
-    )
-    print_table(table)
-    files = write_report(output, table)
-    typer.echo(f"report: {files.html}")
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that eval or quickstart wrote.")],
-    run: Annotated[list[Path] | None, typer.Option(help="Training runs whose loss curves to show.")] = None,
-) -> None:
-    """Write the report page of an evaluation again, with the loss curves of training runs."""
-    from twinflow.evaluation.results import EvaluationTable
-    from twinflow.report import print_table, write_report
-
-    file = folder / "table.json"
-    if not file.is_file():
-        raise TwinflowError(
-            f"there is no evaluation in {folder}: {file.name} is missing; run `twinflow eval` first"
-        )
-    table = EvaluationTable.load(file)
-    losses = {path.name: path / "metrics.jsonl" for path in run or []}
-    for path in losses.values():
-        if not path.is_file():
-            raise TwinflowError(f"there is no training run in {path.parent}: {path.name} is missing")
-    print_table(table)
-    typer.echo(f"report: {write_report(folder, table, losses=losses).html}")
-
-
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """``"1,2,4"`` as numbers."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
+        found = []
+    if not found or min(found) < 1:
         raise TwinflowError(f"--nfe {text!r} is not a list of whole numbers of at least 1, such as 1,2,4")
-    return numbers
+    return found

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from twinflow.errors import TwinflowError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number besides the score."""
+
+    value: float
+    title: str  # in tables
+    better: str = ""  # "higher", "lower", or "" where neither is
+    digits: int = 2
+    error: float | None = None  # half of its 95 % interval, or its standard deviation where ``title`` says so
 
 
 @dataclass
@@ -12,12 +27,12 @@ class EvaluationRow:
     """Scores of one model at one number of network evaluations. Scores lie in [0, 1]."""
 
     model: str  # what the model is called in tables: "base", "twinflow"
-    nfe: int  # network evaluations per picture; guidance counts two a step
+    nfe: int  # network evaluations per picture; guidance counts two a step; 0: not known (pictures of others)
     images: int
-    overall: float  # unweighted mean of the task scores (GenEval)
-    overall_error: float  # half of its 95 % interval
-    strict: float  # the same with no extra object allowed
-    tasks: dict[str, float]
+    overall: float | None = None  # the benchmark's own score: of GenEval, the unweighted mean over tasks
+    overall_error: float | None = None  # half of its 95 % interval
+    strict: float | None = None  # the same with no extra object allowed
+    tasks: dict[str, float] = field(default_factory=dict)
     style: str = "few"
     guidance: float = 1.0
     held_out: float | None = None  # score on (shape, colour) pairs that training never named
@@ -25,6 +40,10 @@ class EvaluationRow:
     seconds_per_image: float | None = None  # network and decoder, prompts encoded before
     grid: str | None = None  # picture of the first images, relative to the table's folder
     samples: list[dict] = field(default_factory=list)  # a few {"prompt", "file", "correct"} for the page
+    failures: list[dict] = field(default_factory=list)  # wrong ones, with "reason", "boxes" and "size"
+    task_images: dict[str, int] = field(default_factory=dict)  # pictures of each task; {}: equal shares
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    key: str = ""  # hash of the model, its sampler and the pictures: equal keys are equal pictures
 
 
 @dataclass
@@ -33,18 +52,41 @@ class EvaluationTable:
 
     benchmark: str
     rows: list[EvaluationRow]
-    protocol: dict[str, str | int | float] = field(
-        default_factory=dict
-    )  # level, seed, versions, date, command
+    protocol: dict[str, Any] = field(default_factory=dict)  # level, seed, versions, date, command
+    notes: list[str] = field(
+        default_factory=list
+    )  # what a reader must know, such as that protocols are mixed
 
     def row(self, model: str, nfe: int) -> EvaluationRow | None:
         return next((r for r in self.rows if (r.model, r.nfe) == (model, nfe)), None)
 
+    def put(self, row: EvaluationRow) -> None:
+        """Add ``row``, in the place of the same model's at the same NFE if there is one."""
+        for i, other in enumerate(self.rows):
+            if (other.model, other.nfe) == (row.model, row.nfe):
+                self.rows[i] = row
+                return
+        self.rows.append(row)
+
     def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all."""
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        hidden = path.with_name(f".{path.name}.{os.getpid()}")
+        hidden.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(hidden, path)
 
     @classmethod
     def load(cls, path: Path) -> EvaluationTable:
-        data = json.loads(Path(path).read_text())
-        return cls(**(data | {"rows": [EvaluationRow(**row) for row in data["rows"]]}))
+        """``TwinflowError`` if the file is not a table."""
+        try:
+            data = json.loads(Path(path).read_text())
+            rows = [
+                EvaluationRow(
+                    **row | {"metrics": {n: Metric(**m) for n, m in row.get("metrics", {}).items()}}
+                )
+                for row in data["rows"]
+            ]
+            return cls(**(data | {"rows": rows}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TwinflowError(f"{path} is not the table of an evaluation: {error!r}") from error

@@ -14,9 +14,13 @@ from torch import Tensor
 from twinflow.data.shapeworld import ShapeWorldDataset
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
-from twinflow.evaluation.models import load_model, protocol, sampler_for
+from twinflow.evaluation.models import load_model
+from twinflow.evaluation.pictures import read_pixels
+from twinflow.evaluation.protocols import run_facts
 from twinflow.evaluation.results import EvaluationTable
-from twinflow.evaluation.runner import Sampler, ShapeWorldEvaluation
+from twinflow.evaluation.runner import evaluate_pipeline
+from twinflow.evaluation.samplers import Sampler, sampler_for
+from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
 from twinflow.lab.settings import Lab
@@ -48,12 +52,9 @@ class _Comparison:
         self.lab, self.console = lab, console
         self.folder = Path(lab.output)
         settings = lab.evaluation
-        try:
-            self.evaluation = ShapeWorldEvaluation(
-                level=settings.level, images_per_task=settings.images_per_task, seed=settings.seed
-            )
-        except (ValueError, KeyError) as error:
-            raise TwinflowError(f"evaluation: {error}") from error
+        self.benchmark = ShapeWorldBenchmark(
+            settings.level, images_per_task=settings.images_per_task, seed=settings.seed
+        )
         self._real: FeatureStatistics | None = None
 
     def run(self) -> Leaderboard | None:
@@ -78,7 +79,7 @@ class _Comparison:
         )
         board.save(self.folder)
         table = EvaluationTable(
-            benchmark="shapeworld", rows=list(base.rows), protocol=protocol(self.evaluation)
+            benchmark="shapeworld", rows=list(base.rows), protocol=self.benchmark.protocol | run_facts()
         )
         table.rows += [row for o in outcomes if o.seed == self.lab.seeds[0] for row in o.rows]
         table.save(self.folder / "table.json")
@@ -113,7 +114,8 @@ class _Comparison:
             "budget": f"{budget.amount:g} {budget.unit} a run",
             "seeds": list(self.lab.seeds),
             "search": self.lab.search.model_dump(mode="json"),
-            **protocol(self.evaluation),
+            **self.benchmark.protocol,
+            **run_facts(),
         }
 
     def _base(self) -> Outcome:
@@ -208,12 +210,15 @@ class _Comparison:
         outcome.holdings = asdict(trainer.holdings())
 
     def _score(self, outcome: Outcome, pipe: Any, sampler: Sampler) -> None:
-        pixels, seconds = self.evaluation.draw(pipe, sampler)
-        folder = self.folder / f"{outcome.method}_nfe{sampler.nfe}"
-        shown = folder if outcome.seed == self.lab.seeds[0] or outcome.method == "base" else None
-        row = self.evaluation.score(pixels, sampler, model=outcome.method, folder=shown, seconds=seconds)
+        first = outcome.seed == self.lab.seeds[0] or outcome.method == "base"
+        home = self.folder if first else self.folder / outcome.method / f"seed_{outcome.seed}"
+        row = evaluate_pipeline(self.benchmark, pipe, sampler, model=outcome.method, home=home)
         outcome.rows.append(row)
-        drawn = image_statistics([pixels], features=coarse_pixels, name=COARSE)
+        drawn = image_statistics(
+            read_pixels(home / f"{outcome.method}_nfe{sampler.nfe}", self.benchmark.pictures),
+            features=coarse_pixels,
+            name=COARSE,
+        )
         outcome.frechet[str(sampler.nfe)] = frechet_distance(drawn, self._real_statistics())
 
     def _real_statistics(self) -> FeatureStatistics:

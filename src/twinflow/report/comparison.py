@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
+from twinflow.report.text import score
 
 INK, RIGHT, WRONG = "#222222", "#1a7f37", "#b3261e"
 
@@ -57,4 +58,4 @@ def write_comparison(
 
 def _label(row: EvaluationRow) -> str:
     evaluations = "evaluation" if row.nfe == 1 else "evaluations"
-    return f"{row.model}\n{row.nfe} {evaluations}\nscore {row.overall:.2f}"
+    return f"{row.model}\n{row.nfe} {evaluations}\nscore {score(row.overall, 2)}"

@@ -41,7 +41,7 @@ def compare(folder: Path, rows: list[EvaluationRow]) -> list[Comparison]:
     """
     if not rows:
         return []
-    by_row = [{(Path(s["file"]).name, s["prompt"]): s for s in row.samples} for row in rows]
+    by_row = [{(_inside(s), s["prompt"]): s for s in row.samples} for row in rows]
     keys = [key for key in by_row[0] if all(key in samples for samples in by_row)]
     return [
         Comparison(
@@ -50,6 +50,12 @@ def compare(folder: Path, rows: list[EvaluationRow]) -> list[Comparison]:
         )
         for key in keys
     ]
+
+
+def _inside(sample: dict) -> str:
+    """The file's name inside its row's folder. Of joined tables the file says whose folder ("home") that is in."""
+    file = sample["file"].removeprefix(f"{sample['home']}/") if "home" in sample else sample["file"]
+    return file.partition("/")[2]
 
 
 def spread(comparisons: list[Comparison], number: int) -> list[Comparison]:

@@ -10,7 +10,7 @@ from typing import Any
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.report.columns import cells, score_columns
 from twinflow.report.summary import summarise
-from twinflow.report.text import protocol_name, row_name
+from twinflow.report.text import nfe_text, protocol_name, row_name
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -32,7 +32,7 @@ def to_markdown(table: EvaluationTable) -> str:
         for cell in cells(columns, row, table.rows):
             text = f"**{cell.text}**" if cell.best else cell.text
             texts.append(f"{text} ± {cell.error}" if cell.error else text)
-        lines.append(f"| {escape(row.model)} | {row.nfe} | " + " | ".join(texts) + " |")
+        lines.append(f"| {escape(row.model)} | {nfe_text(row)} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -44,6 +44,7 @@ def markdown_report(table: EvaluationTable, *, title: str, facts: Mapping[str, A
         f"**{escape(summary.headline)}** {escape(summary.details)}",
         "",
         to_markdown(table),
+        *(f"> **{escape(note)}**\n" for note in table.notes),
         f"± is half of the 95 % interval. Speed-up is against {escape(row_name(summary.base))}.",
         "",
     ]

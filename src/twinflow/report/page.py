@@ -9,15 +9,24 @@ from typing import Any
 
 from twinflow import __version__
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
-from twinflow.report.columns import cells, score_columns
+from twinflow.report.columns import Column, cells, score_columns
+from twinflow.report.failures import failures
 from twinflow.report.gallery import Comparison, Tile, compare, embed, spread
 from twinflow.report.losses import Curve
-from twinflow.report.plots import loss_curves, model_colors, score_by_nfe, task_bars
+from twinflow.report.plots import (
+    loss_curves,
+    metric_by_nfe,
+    model_colors,
+    score_by_nfe,
+    score_by_time,
+    task_bars,
+)
 from twinflow.report.style import STYLE
 from twinflow.report.summary import Summary, evaluations, summarise
-from twinflow.report.text import percent, protocol_name, row_name, score, seconds, times
+from twinflow.report.text import metrics_of, nfe_text, percent, protocol_name, row_name, score, seconds, times
 
-SHOWN = 18  # comparisons that are open; the rest unfolds
+SHOWN = 12  # comparisons that are open; the rest unfolds
+WALL = 6  # prompts that are shown at every setting
 # The page may show what it carries, and nothing else: no script, no font, no request.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -36,8 +45,9 @@ def render_page(
         _pictures(folder, table, summary),
         _scores(table, summary),
         _plots(table, summary),
-        _losses(losses),
         _every_picture(folder, table),
+        _failures(folder, table, summary),
+        _losses(losses),
         _protocol(table, facts),
     ]
     return f"""<!doctype html>
@@ -69,18 +79,19 @@ def _header(table: EvaluationTable, summary: Summary, title: str) -> str:
 <p class="kicker">{" · ".join(escape(part) for part in place)}</p>
 <h1>{escape(summary.headline)}</h1>
 <p class="lead">{escape(summary.scores)}</p>
-{_figures(summary)}</header>
+{"".join(f'<p class="warning">{escape(note)}</p>' for note in table.notes)}{_figures(summary)}</header>
 """
 
 
 def _figures(summary: Summary) -> str:
     """The few numbers that a reader remembers."""
     row, base = summary.trained, summary.base
-    if row is None:
+    if row is None or not summary.scored:
         return ""
     same = summary.base_at_same
     before = f"{score(same.overall)} before training" if same is not None and same is not base else ""
-    found = [(score(row.overall), f"score with {evaluations(row.nfe)}", before)]
+    cost = f"score with {evaluations(row.nfe)}" if row.nfe else "score"
+    found = [(score(row.overall), cost, before)]
     if summary.kept is not None:
         found.append((percent(summary.kept), f"of {row_name(base)}", f"which scores {score(base.overall)}"))
     if summary.evaluations_saved > 0:
@@ -152,7 +163,9 @@ def _tile(tile: Tile, *, named: bool = False, chosen: bool = False) -> str:
     mark = {True: "✓", False: "✗", None: ""}[tile.correct]
     # A long name may be cut off, the number may not.
     caption = (
-        f'<span>{escape(tile.row.model)}</span><span class="nfe">· {tile.row.nfe}</span>' if named else ""
+        f'<span>{escape(tile.row.model)}</span><span class="nfe">{f"· {tile.row.nfe}" if tile.row.nfe else ""}</span>'
+        if named
+        else ""
     )
     picture = '<span class="missing">missing</span>'
     if tile.data is not None:
@@ -178,24 +191,48 @@ def _grids(folder: Path, table: EvaluationTable) -> str:
 
 
 def _every_picture(folder: Path, table: EvaluationTable) -> str:
-    """All rows side by side, folded away."""
+    """All rows side by side: a few prompts at once, the others folded away."""
     rows = [row for row in table.rows if row.samples]
     comparisons = compare(folder, rows) if len(rows) > 1 else []
     if not comparisons:
         return ""
-    head = "".join(f"<th>{escape(row.model)}<br>{row.nfe} NFE</th>" for row in rows)
+    shown = spread(comparisons, WALL)
+    rest = [c for c in comparisons if not any(c is other for other in shown)]
+    body = _wall(shown, rows)
+    if rest:
+        body += f"<details><summary>{len(rest)} more prompts</summary>\n{_wall(rest, rows)}</details>\n"
+    note = "A column for each setting, a line for each prompt and seed: what more evaluations change."
+    return _section("Every setting", body, note=note, name="every")
+
+
+def _wall(comparisons: list[Comparison], rows: list[EvaluationRow]) -> str:
+    head = "".join(f"<th>{escape(row.model)}<br>{nfe_text(row)} NFE</th>" for row in rows)
     lines = "".join(
         f'<tr><th scope="row">{escape(c.prompt)}</th>'
         + "".join(f"<td>{_tile(tile)}</td>" for tile in c.tiles)
         + "</tr>\n"
         for c in comparisons
     )
-    body = (
-        f'<details><summary>{len(comparisons)} prompts × {len(rows)} settings</summary>\n<div class="scroll">'
-        f"<table class='wall'><thead><tr><th></th>{head}</tr></thead>\n<tbody>{lines}</tbody></table></div>"
-        "</details>\n"
+    return (
+        f"<div class=\"scroll\"><table class='wall'><thead><tr><th></th>{head}</tr></thead>\n"
+        f"<tbody>{lines}</tbody></table></div>\n"
     )
-    return _section("Every setting", body, name="every")
+
+
+def _failures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
+    """Of the rows that a reader compares first; those of the others unfold."""
+    first = _compared(table, summary)[::-1]
+    body = failures(folder, first)
+    rest = failures(folder, [row for row in table.rows if not any(row is other for other in first)])
+    if not body and not rest:
+        return ""
+    if rest:
+        body += f"<details><summary>the other settings</summary>\n{rest}</details>\n"
+    note = (
+        "Wrong pictures, spread evenly over the tasks, with the objects that the detector found and how sure it "
+        "was. Look here before you trust a number: a detector that is wrong shows it."
+    )
+    return _section("What went wrong", body, note=note, name="wrongs")
 
 
 # Numbers
@@ -203,6 +240,31 @@ def _every_picture(folder: Path, table: EvaluationTable) -> str:
 
 def _scores(table: EvaluationTable, summary: Summary) -> str:
     columns = score_columns(table)
+    parts = [columns]
+    if summary.scored:  # the measures have a table of their own: one with both would be too wide
+        parts = [[c for c in columns if not c.measure], [c for c in columns if c.measure]]
+    body = "".join(_score_table(table, part, summary) for part in parts if part)
+    titles = {column.title for column in columns}
+    explained = [
+        text
+        for title, text in (
+            ("Strict", "<i>Strict</i> allows no object that the prompt doesn’t name."),
+            ("Held-out", "<i>Held-out</i> prompts have pairs of shape and colour that training never saw."),
+            ("Diversity", "<i>Diversity</i> is the spread of layouts over seeds; 1 is that of real scenes."),
+            ("Shape fit ↑", "<i>Shape fit</i> is how well the shapes that were found fit clean ones."),
+            ("Per image", f"The speed-up is against {escape(row_name(summary.base))}."),
+        )
+        if title in titles
+    ]
+    note = (
+        "NFE is network evaluations a picture; a guided step costs two. ± is half of the 95 % interval"
+        + ("; of KID, the deviation over subsets. " if "KID × 1000 ↓" in titles else ". ")
+        + " ".join(explained)
+    )
+    return _section("Scores", body, note=note, name="numbers")
+
+
+def _score_table(table: EvaluationTable, columns: list[Column], summary: Summary) -> str:
     head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
     lines, last = [], None
     for row in table.rows:
@@ -219,29 +281,35 @@ def _scores(table: EvaluationTable, summary: Summary) -> str:
         name = escape(row.model) if row.model != last else f'<span class="again">{escape(row.model)}</span>'
         guided = "" if row.guidance == 1.0 else f"<small>guided {row.guidance:g}</small>"
         lines.append(
-            f'<tr class="{kind}"><th scope="row">{name}</th><td>{row.nfe}{guided}</td>{"".join(values)}</tr>\n'
+            f'<tr class="{kind}"><th scope="row">{name}</th><td>{nfe_text(row)}{guided}</td>'
+            f"{''.join(values)}</tr>\n"
         )
         last = row.model
-    body = (
-        f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">Model</th>'
+    few = " few" if len(columns) < 8 else ""
+    return (
+        f'<div class="scroll"><table class="scores{few}"><thead><tr><th scope="col">Model</th>'
         f'<th scope="col">NFE</th>{head}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>\n'
     )
-    note = (
-        "NFE is network evaluations a picture; a guided step costs two. ± is half of the 95 % interval. "
-        "<i>Strict</i> allows no object that the prompt doesn’t name. <i>Held-out</i> prompts have pairs of "
-        "shape and colour that training never saw. <i>Diversity</i> is the spread of layouts over seeds; "
-        "1 is that of real scenes. The speed-up is against " + escape(row_name(summary.base)) + "."
-    )
-    return _section("Scores", body, note=note, name="numbers")
 
 
 def _plots(table: EvaluationTable, summary: Summary) -> str:
     base = summary.base.model
     rows = [row for row in _compared(table, summary) if row.tasks]
-    figures = _figure("Score by number of evaluations", score_by_nfe(table, base=base))
+    figures = ""
+    if summary.scored and any(row.nfe for row in table.rows):
+        figures += _figure("Score by number of evaluations", score_by_nfe(table, base=base))
+    pareto = score_by_time(table, base=base)
+    if pareto is not None:
+        figures += _figure("Score by time: what a second buys", pareto)
     if rows:
         figures += _figure("Score by task", task_bars(rows, model_colors(table, base=base)))
-    return _section("At a glance", f'<div class="plots">\n{figures}</div>\n', name="glance")
+    if len({row.nfe for row in table.rows if row.nfe}) > 1:
+        for name, metric in metrics_of(table.rows).items():
+            better = f" ({metric.better} is better)" if metric.better else ""
+            figures += _figure(metric.title + better, metric_by_nfe(table, name, base=base))
+    return (
+        _section("At a glance", f'<div class="plots">\n{figures}</div>\n', name="glance") if figures else ""
+    )
 
 
 def _losses(losses: Mapping[str, dict[str, Curve]]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.report.losses import TOTAL, Curve
-from twinflow.report.text import row_name, task_error, task_name, tasks_of
+from twinflow.report.text import row_name, seconds, task_interval, task_name, tasks_of
 
 # Matplotlib wants colours: these stand for CSS variables, and are replaced in the finished SVG.
 INK, SOFT, RULE = "#0a0b01", "#0a0b02", "#0a0b03"
@@ -50,38 +50,130 @@ def model_colors(table: EvaluationTable, *, base: str) -> dict[str, str]:
     return {base: SERIES[0]} | {model: SERIES[1 + i % 5] for i, model in enumerate(others)}
 
 
+Value = Callable[[EvaluationRow], float | None]
+
+
 def score_by_nfe(table: EvaluationTable, *, base: str) -> str:
     """Overall score against network evaluations, on a logarithmic axis."""
+    return value_by_nfe(
+        table,
+        base=base,
+        name="score",
+        value=lambda row: row.overall,
+        error=lambda row: row.overall_error,
+        limits=(0, 1.04),
+    )
+
+
+def metric_by_nfe(table: EvaluationTable, metric: str, *, base: str) -> str:
+    """A metric against network evaluations."""
+
+    def value(row: EvaluationRow) -> float | None:
+        return row.metrics[metric].value if metric in row.metrics else None
+
+    def error(row: EvaluationRow) -> float | None:
+        return row.metrics[metric].error if metric in row.metrics else None
+
+    return value_by_nfe(table, base=base, name=f"metric-{metric}", value=value, error=error)
+
+
+def value_by_nfe(
+    table: EvaluationTable,
+    *,
+    base: str,
+    name: str,
+    value: Value,
+    error: Value,
+    limits: tuple[float, float] | None = None,
+) -> str:
+    """A line for each model; rows without a value or with unknown evaluations are left out."""
     colors = model_colors(table, base=base)
+    known = [row for row in table.rows if row.nfe and value(row) is not None]
 
     def draw(ax: Axes) -> None:
         ends = []
         for model, color in colors.items():
-            rows = sorted((row for row in table.rows if row.model == model), key=lambda row: row.nfe)
-            x, y = [row.nfe for row in rows], [row.overall for row in rows]
+            rows = sorted((row for row in known if row.model == model), key=lambda row: row.nfe)
+            if not rows:
+                continue
+            x, y = [row.nfe for row in rows], [value(row) or 0.0 for row in rows]
             ax.errorbar(
                 x,
                 y,
-                yerr=[row.overall_error for row in rows],
+                yerr=[error(row) or 0.0 for row in rows],
                 color=color,
                 marker="o",
                 markersize=4.5,
                 linewidth=1.8,
                 elinewidth=1,
             )
-            ends.append((x[-1], y[-1], model, color))
-        evaluations = sorted({row.nfe for row in table.rows})
+            ends.append((float(x[-1]), y[-1], model, color))
+        evaluations = sorted({row.nfe for row in known})
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator(_apart(evaluations)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         ax.set_xlim(min(evaluations) * 0.85, max(evaluations) * 1.1)
-        ax.set_ylim(0, 1.04)
+        if limits is not None:
+            ax.set_ylim(*limits)
         ax.grid(axis="y")
         ax.set_xlabel("network evaluations per picture")
         _label_ends(ax, ends)
 
-    return _svg("score", draw, size=(4.6, 3.2))
+    return _svg(name, draw, size=(4.6, 3.2))
+
+
+def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
+    """Overall score against seconds a picture, each point named by its evaluations; the best for their time (the
+    Pareto front) are joined. ``None`` where fewer than two rows were timed."""
+    colors = model_colors(table, base=base)
+    points = [
+        (row.seconds_per_image, row.overall, row)
+        for row in table.rows
+        if row.seconds_per_image and row.overall is not None
+    ]
+    if len(points) < 2:
+        return None
+    front = pareto([(x, y) for x, y, _ in points])
+
+    def draw(ax: Axes) -> None:
+        ax.plot(
+            [x for x, _ in front], [y for _, y in front], color=RULE, linewidth=5, solid_joinstyle="round"
+        )
+        for x, y, row in points:
+            error = row.overall_error or 0.0
+            ax.errorbar(x, y, yerr=error, color=colors[row.model], marker="o", markersize=5, elinewidth=1)
+            ax.annotate(
+                str(row.nfe) if row.nfe else "",
+                (x, y),
+                xytext=(5, 4),
+                textcoords="offset points",
+                color=colors[row.model],
+                fontsize=8,
+            )
+        for model, color in colors.items():
+            ax.plot([], [], "o", color=color, markersize=5, label=model)
+        ax.set_xscale("log")
+        low, high = min(x for x, _, _ in points), max(x for x, _, _ in points)
+        ax.set_xlim(low / 1.35, high * 1.5)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        ax.set_ylim(0, 1.04)
+        ax.grid(axis="y")
+        ax.set_xlabel("time per picture; the numbers are network evaluations")
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=0.6)
+
+    return _svg("pareto", draw, size=(4.6, 3.2))
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, value) those that no cheaper or equally dear one beats, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
 
 
 def task_bars(rows: Sequence[EvaluationRow], colors: dict[str, str]) -> str:
@@ -96,14 +188,14 @@ def task_bars(rows: Sequence[EvaluationRow], colors: dict[str, str]) -> str:
                 if task not in row.tasks:
                     continue
                 y = j + (i - (len(rows) - 1) / 2) * height
-                value, error = row.tasks[task], task_error(row, task)
+                value, (low, high) = row.tasks[task], task_interval(row, task)
                 ax.barh(
                     y,
                     value,
                     height=height * 0.82,
                     color=colors[row.model],
                     alpha=strengths[i],
-                    xerr=[[min(error, value)], [min(error, 1 - value)]],
+                    xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
                     error_kw={"ecolor": INK, "elinewidth": 0.7},
                     label=row_name(row) if j == 0 else None,
                 )

@@ -5,6 +5,7 @@ STYLE = """
   --paper: #fdfcf9; --raised: #f5f3ed; --ink: #1d1b18; --soft: #6d675e; --rule: #dfdbd1;
   --series-0: #98917f; --series-1: #0b6b63; --series-2: #b4551f; --series-3: #3b5ba5; --series-4: #8a3f73;
   --series-5: #7d7a1c; --accent: var(--series-1); --wrong: #b3362b;
+  --box-0: #ffe14d; --box-1: #6fe3ff; --box-2: #ff9ad5; --box-3: #b8ff7a;
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Source Serif 4", Charter, Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
@@ -30,6 +31,9 @@ section { margin-top: clamp(2.8rem, 6vw, 4.5rem); }
 h2 { margin: 0 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--ink); font-size: .95rem; font-weight: 650; }
 .note { margin: 0 0 1.5rem; max-width: 46em; color: var(--soft); font-size: .95rem; }
 .note b { font-weight: 600; color: var(--ink); }
+
+.warning { margin: 1.2rem 0 0; max-width: 46em; padding: .7rem 0 .7rem 1rem; border-left: 3px solid var(--wrong);
+  color: var(--wrong); font: .92rem/1.45 var(--sans); overflow-wrap: anywhere; }
 
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: 1.6rem 2rem;
   margin: clamp(2rem, 5vw, 3.2rem) 0 0; }
@@ -62,11 +66,27 @@ details .cards { margin-top: 1.4rem; }
 summary { cursor: pointer; width: fit-content; font-size: .88rem; color: var(--accent); }
 summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
 .every details { margin-top: .8rem; }
+h3 { margin: 1.6rem 0 .8rem; font: 500 .88rem var(--sans); color: var(--soft); }
+.failures { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: 1.6rem 1.4rem; }
+.failures figure { margin: 0; break-inside: avoid; }
+.seen { position: relative; }
+.seen img { display: block; width: 100%; height: auto; background: var(--raised); }
+.seen svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden; }
+.seen rect { fill: none; stroke-width: 1.1; }
+.seen .label { stroke: none; }
+.seen text { font: 600 5.6px var(--sans); fill: #1d1b18; }
+.failures figcaption { padding: .35rem .1rem 0; font-size: .78rem; line-height: 1.4; color: var(--soft); }
+.failures figcaption span { display: block; overflow-wrap: anywhere; }
+.failures i { display: block; font: italic .95rem/1.35 var(--serif); color: var(--ink); }
 
 .scroll { overflow-x: auto; margin: 0 calc(-1 * clamp(1.1rem, 4vw, 3rem));
   padding: 0 clamp(1.1rem, 4vw, 3rem); }
 table { border-collapse: collapse; font-variant-numeric: lining-nums tabular-nums; }
 .scores { width: 100%; font-size: .88rem; line-height: 1.25; }
+.scroll + .scroll { margin-top: 2.2rem; }
+.scores.few { width: auto; min-width: min(100%, 30rem); }
+.scores.few th, .scores.few td { padding-left: 1.6rem; }
+.scores.few th:first-child { padding-left: 0; }
 .scores th, .scores td { padding: .5rem 0 .5rem .9rem; text-align: right; vertical-align: top; white-space: nowrap; }
 .scores th[scope=row], .scores th:first-child { position: sticky; left: 0; padding-left: 0; padding-right: .6rem;
   text-align: left; font-weight: 500; background: var(--paper); }
@@ -107,6 +127,7 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   .lead { font-size: 1.05rem; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1.5rem 1.2rem; }
   .cards { grid-template-columns: 1fr; }
+  .failures { grid-template-columns: 1fr 1fr; gap: 1.4rem 1rem; }
   .protocol dl { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
 }
 @media print {
@@ -119,7 +140,7 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   header { padding-top: 0; }
   h1 { font-size: 21pt; }
   .figures { grid-template-columns: repeat(4, 1fr); }
-  h2 { break-after: avoid; }
+  h2, h3, .note { break-after: avoid; }
   section { margin-top: 8mm; }
   .cards { grid-template-columns: repeat(3, 1fr); gap: 5mm; }
   .plots { grid-template-columns: 1fr 1fr; }
@@ -128,7 +149,9 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   .scores small, .scores thead th { font-size: 6pt; }
   .scores th, .scores td, .scores th[scope=row] { padding: .35rem 0 .35rem 1.2mm; position: static; }
   .scores tr, .wall tr { break-inside: avoid; }
-  details:not([open]), .every { display: none; }
+  .failures { grid-template-columns: repeat(4, 1fr); gap: 5mm; }
+  .wall th[scope=row] { position: static; }
+  details:not([open]) { display: none; }
   main, footer { max-width: none; padding-left: 0; padding-right: 0; }
 }
 """

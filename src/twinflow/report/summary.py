@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
-from twinflow.report.text import count, percent, score, times, with_error
+from twinflow.report.text import count, percent, row_name, score, times, with_error
 
 BASE_NAME = "base"
 
@@ -21,13 +21,20 @@ class Summary:
     @property
     def kept(self) -> float | None:
         """The trained model's score as a fraction of the base's best; ``None`` if that is 0."""
-        if self.trained is None or self.base.overall <= 0:
+        if self.trained is None or not self.base.overall or self.trained.overall is None:
             return None
         return self.trained.overall / self.base.overall
 
     @property
+    def scored(self) -> bool:
+        """Whether the benchmark has a score of its own; else there are measures alone."""
+        return self.base.overall is not None
+
+    @property
     def evaluations_saved(self) -> int:
-        return 0 if self.trained is None else self.base.nfe - self.trained.nfe
+        if self.trained is None or not self.trained.nfe:
+            return 0
+        return self.base.nfe - self.trained.nfe
 
     @property
     def speed_up(self) -> float | None:
@@ -38,20 +45,27 @@ class Summary:
     def headline(self) -> str:
         """One sentence, true whether the news is good or bad."""
         row = self.trained
+        if not self.scored:
+            beside = f", beside {row_name(self.base)}" if row is not None else ""
+            return f"{row_name(row or self.base)}{beside}: what was measured."
         if row is None:
-            return (
-                f"{self.base.model} scores {with_error(self.base.overall, self.base.overall_error)} "
-                f"with {evaluations(self.base.nfe)}."
-            )
-        start = f"With {evaluations(row.nfe)}, {row.model} "
-        if self.kept is None:
-            return start + f"scores {score(row.overall)}; {self.base.model} scores 0 at {self.base.nfe}."
+            scores = f"{self.base.model} scores {with_error(self.base.overall, self.base.overall_error)}"
+            return scores + (f" with {evaluations(self.base.nfe)}." if self.base.nfe else ".")
+        start = f"With {evaluations(row.nfe)}, {row.model} " if row.nfe else f"{row.model} "
+        if self.kept is None or not self.base.nfe:
+            base = score(self.base.overall) if self.base.overall else "0"
+            where = f" at {self.base.nfe}" if self.base.nfe else ""
+            return start + f"scores {score(row.overall)}; {self.base.model} scores {base}{where}."
         return start + f"reaches {percent(self.kept)} of the score of {self.base.model} at {self.base.nfe}."
 
     @property
     def scores(self) -> str:
         """The scores behind the headline."""
         row, base = self.trained, self.base
+        if not self.scored:
+            shown = list((row or base).metrics.values())[:4]
+            found = "; ".join(f"{m.title} {with_error(m.value, m.error, m.digits)}" for m in shown)
+            return f"{found or 'Pictures alone'}, on {count(base.images)} pictures."
         if row is None:
             return f"On {count(base.images)} pictures."
         return (
@@ -84,14 +98,24 @@ def summarise(table: EvaluationTable) -> Summary:
     base_name = BASE_NAME if BASE_NAME in models else models[0]
     base_rows = [row for row in table.rows if row.model == base_name]
     others = [row for row in table.rows if row.model != base_name]
-    base = max(base_rows, key=lambda row: (row.overall, -row.nfe))
+    base = max(base_rows, key=_worth)
     if not others:
         return Summary(base=base, trained=None, base_at_same=None)
-    fewest = min(row.nfe for row in others)
-    trained = max((row for row in others if row.nfe == fewest), key=lambda row: row.overall)
-    affordable = [row for row in base_rows if row.nfe <= fewest]
+    fewest = min(_cost(row) for row in others)
+    trained = max((row for row in others if _cost(row) == fewest), key=_worth)
+    affordable = [row for row in base_rows if row.nfe and row.nfe <= fewest]
     same = max(affordable, key=lambda row: row.nfe) if affordable else None
     return Summary(base=base, trained=trained, base_at_same=same)
+
+
+def _cost(row: EvaluationRow) -> float:
+    """Network evaluations; without limit where they are not known."""
+    return row.nfe or float("inf")
+
+
+def _worth(row: EvaluationRow) -> tuple[float, float]:
+    """Of two rows the one with the higher score, of equal ones the cheaper; without scores, that of most steps."""
+    return (row.nfe, 0.0) if row.overall is None else (row.overall, -_cost(row))
 
 
 def speed_up(row: EvaluationRow, reference: EvaluationRow) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from twinflow.evaluation.results import EvaluationRow
+from twinflow.evaluation.results import EvaluationRow, Metric
 
 NONE = "–"  # not measured
 _TASKS = {
@@ -15,7 +15,15 @@ _TASKS = {
     "position": "Position",
     "color_attr": "Colour binding",
 }
-_PROTOCOL = {"images_per_task": "Pictures a task"}
+_PROTOCOL = {
+    "images_per_task": "Pictures a task",
+    "images_per_prompt": "Pictures a prompt",
+    "prompts": "Prompts (hash)",
+    "clip": "CLIPScore model",
+    "hps": "HPSv2.1 model",
+    "pickscore": "PickScore model",
+    "distribution": "Distribution",
+}
 _PACKAGES = ("twinflow", "torch", "diffusers", "transformers", "python")
 
 
@@ -23,8 +31,8 @@ def score(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def with_error(value: float, error: float, digits: int = 3) -> str:
-    return f"{score(value, digits)} ± {score(error, digits)}"
+def with_error(value: float | None, error: float | None, digits: int = 3) -> str:
+    return score(value, digits) + ("" if error is None else f" ± {score(error, digits)}")
 
 
 def percent(fraction: float) -> str:
@@ -64,7 +72,11 @@ def protocol_name(key: str) -> str:
 
 
 def row_name(row: EvaluationRow) -> str:
-    return f"{row.model} at {row.nfe} NFE"
+    return f"{row.model} at {row.nfe} NFE" if row.nfe else row.model
+
+
+def nfe_text(row: EvaluationRow) -> str:
+    return str(row.nfe) if row.nfe else NONE
 
 
 def tasks_of(rows: list[EvaluationRow]) -> list[str]:
@@ -72,14 +84,29 @@ def tasks_of(rows: list[EvaluationRow]) -> list[str]:
     return list(dict.fromkeys(task for row in rows for task in row.tasks))
 
 
-def task_error(row: EvaluationRow, task: str) -> float:
-    """Half of the 95 % interval of a task's score.
+def task_interval(row: EvaluationRow, task: str) -> tuple[float, float]:
+    """Wilson's 95 % interval of a task's score: unlike the textbook one it isn't empty at 0 and 1, where good and bad
+    models are. A row that doesn't say how many pictures each task has is taken to have equal shares."""
+    share = row.images // max(1, len(row.tasks))
+    n, p, z = max(1, row.task_images.get(task, share)), row.tasks[task], 1.96
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
-    Wilson's interval: unlike the textbook one it isn't empty at 0 and 1, where good and bad models are. A row
-    doesn't say how many pictures each task has, so equal shares are assumed (exact for ShapeWorld).
-    """
-    n, p, z = max(1, row.images // max(1, len(row.tasks))), row.tasks[task], 1.96
-    return z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+
+def task_error(row: EvaluationRow, task: str) -> float:
+    """Half the width of :func:`task_interval`."""
+    low, high = task_interval(row, task)
+    return (high - low) / 2
+
+
+def metrics_of(rows: list[EvaluationRow]) -> dict[str, Metric]:
+    """Every metric of any row by name, in order; of the first row that has it."""
+    found: dict[str, Metric] = {}
+    for row in rows:
+        for name, metric in row.metrics.items():
+            found.setdefault(name, metric)
+    return found
 
 
 def _sentence(key: str) -> str:

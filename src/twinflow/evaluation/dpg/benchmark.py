@@ -10,6 +10,7 @@ import torch
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Metric, Requirement, Scores
+from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
 from twinflow.evaluation.dpg.requirements import requirements
 from twinflow.evaluation.dpg.suite import DPGBench
@@ -71,8 +72,19 @@ class DPGBenchmark(Benchmark):
             except (OSError, ValueError) as error:
                 raise TwinflowError(f"the judge {self._judge_path()} is not there: {error}") from error
 
+    @property
+    def derived(self) -> set[str]:  # type: ignore[override]
+        return {work.grid for work in self.suite.work()}
+
+    def check(self, folder: Path) -> None:
+        if any((folder / picture.file).is_file() for picture in self.pictures):
+            super().check(folder)
+        else:  # the official layout: grids alone
+            find_grids(folder, self.suite.question_set.by_item)
+
     def score(self, folder: Path) -> Scores:
-        self.suite.assemble(folder)
+        if any((folder / picture.file).is_file() for picture in self.pictures):
+            self.suite.assemble(folder)
         path = self._judge_path()
         if path.startswith(IMPORT):
             file = folder / path.removeprefix(IMPORT)

@@ -12,6 +12,7 @@ from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores
 from twinflow.evaluation.geneval.colors import ClipColors, clip_name
 from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name
+from twinflow.evaluation.geneval.folder import find_images
 from twinflow.evaluation.geneval.requirements import CLIP, requirements
 from twinflow.evaluation.geneval.suite import GenEval
 from twinflow.evaluation.pictures import Picture
@@ -65,6 +66,9 @@ class GenEvalBenchmark(Benchmark):
                 AutoConfig.from_pretrained(path)
             except (OSError, ValueError) as error:
                 raise TwinflowError(f"GenEval's weights {path} are not there: {error}") from error
+
+    def check(self, folder: Path) -> None:
+        find_images(folder, self.suite.prompt_file, images_per_prompt=self.suite.images_per_prompt)
 
     def prepare(self, folder: Path) -> None:
         self.suite.prepare(folder)

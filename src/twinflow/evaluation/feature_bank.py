@@ -1,0 +1,74 @@
+"""Features of a folder's pictures, kept in shards, so that a stopped evaluation reads no picture twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from twinflow.evaluation.benchmark import digest
+from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash
+from twinflow.evaluation.features import extract
+from twinflow.evaluation.frechet import FeatureStatistics
+from twinflow.evaluation.pictures import Picture, read_pixels
+
+SHARD = 512  # pictures
+
+
+class FeatureBank:
+    """Features (N, D) of ``pictures`` in ``folder``, fp32 in files under ``cache``, computed when asked for.
+
+    A shard belongs to its pictures' names, sizes and times of writing: one whose pictures changed is made again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        extractor: FeatureExtractor,
+        *,
+        cache: Path,
+        batch: int = 32,
+        shard: int = SHARD,
+    ) -> None:
+        self.folder, self.extractor, self.cache, self.batch = folder, extractor, cache, batch
+        self.parts = [pictures[i : i + shard] for i in range(0, len(pictures), shard)]
+
+    def shards(self) -> Iterator[Tensor]:
+        """The features in order, (up to 512, D) fp64 each."""
+        for part in self.parts:
+            yield self._shard(part)
+
+    def features(self) -> Tensor:
+        """All features (N, D) fp64."""
+        return torch.cat(list(self.shards()))
+
+    def statistics(self) -> FeatureStatistics:
+        """Mean and covariance, streamed; mergeable with those of other pictures."""
+        statistics = FeatureStatistics(f"{self.extractor.name} {extractor_hash(self.extractor)}")
+        for features in self.shards():
+            statistics.update(features)
+        return statistics
+
+    def _shard(self, part: Sequence[Picture]) -> Tensor:
+        states = [(self.folder / picture.file).stat() for picture in part]
+        key = digest(
+            [
+                extractor_hash(self.extractor),
+                [(p.file, s.st_size, s.st_mtime_ns) for p, s in zip(part, states)],
+            ]
+        )
+        file = self.cache / f"{key}.safetensors"
+        if not file.is_file():
+            rows = [
+                extract(self.extractor, pixels) for pixels in read_pixels(self.folder, part, batch=self.batch)
+            ]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            hidden = file.with_name(f".{file.name}.{os.getpid()}")
+            save_file({"features": torch.cat(rows).float().contiguous()}, hidden)
+            os.replace(hidden, file)
+        return load_file(file)["features"].double()

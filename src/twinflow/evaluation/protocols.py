@@ -1,0 +1,94 @@
+"""Whether two scores may stand in one table."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinflow import __version__
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.results import EvaluationTable
+
+# Facts of a run that do not decide what a score means.
+FREE = frozenset(
+    ("date", "command", "machine", "processes", "python", "torch", "diffusers", "transformers", "twinflow")
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One entry in which two protocols disagree; ``None`` where one has none."""
+
+    key: str
+    a: Any
+    b: Any
+
+    def __str__(self) -> str:
+        return f"{self.key.replace('_', ' ')}: {self.a!r} and {self.b!r}"
+
+
+def comparable(a: EvaluationTable, b: EvaluationTable) -> list[Difference]:
+    """In what the protocols of two tables differ; an empty list says that their scores compare.
+
+    Everything that the benchmark or a measure wrote into its protocol counts: the prompts, the detector, the judge, the
+    number of pictures. When, where and with which versions it was run does not.
+    """
+    found = [Difference("benchmark", a.benchmark, b.benchmark)] if a.benchmark != b.benchmark else []
+    for key in dict.fromkeys([*a.protocol, *b.protocol]):
+        if key not in FREE and a.protocol.get(key) != b.protocol.get(key):
+            found.append(Difference(key, a.protocol.get(key), b.protocol.get(key)))
+    return found
+
+
+def join_tables(tables: Sequence[EvaluationTable], *, mixed: bool = False) -> EvaluationTable:
+    """All rows in one table. Rows of the same model and NFE are told apart by a number.
+
+    ``TwinflowError`` if the protocols differ; with ``mixed`` they are joined, and the table's notes say in what.
+    """
+    if not tables:
+        raise ValueError("there are no tables to join")
+    first = tables[0]
+    joined = replace(first, rows=[], notes=list(first.notes))
+    for number, table in enumerate(tables, start=1):
+        differences = comparable(first, table)
+        if differences and not mixed:
+            raise TwinflowError(
+                "these scores do not compare: their protocols differ in "
+                + "; ".join(map(str, differences))
+                + ". Evaluate again under one protocol, or say --mixed to see them side by side with a warning"
+            )
+        if differences:
+            models = ", ".join(dict.fromkeys(row.model for row in table.rows))
+            joined.notes.append(
+                f"Not comparable: {models} (table {number}) was scored under another protocol than table 1 "
+                f"({'; '.join(map(str, differences))})."
+            )
+        for row in table.rows:
+            taken = joined.row(row.model, row.nfe) is not None
+            joined.rows.append(replace(row, model=f"{row.model} ({number})") if taken else row)
+    return joined
+
+
+def run_facts() -> dict[str, Any]:
+    """When, by which command, with which versions and on what kind of machine."""
+    import diffusers
+    import transformers
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "twinflow": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{device}, {torch.get_num_threads()} threads",
+    }

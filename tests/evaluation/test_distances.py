@@ -1,0 +1,139 @@
+"""Distances of distributions: against other implementations, closed forms and slow oracles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from twinflow.evaluation.features import pixel_features
+from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
+from twinflow.evaluation.kernel_distance import kernel_distance
+from twinflow.evaluation.neighbours import neighbours
+from twinflow.evaluation.sharpness import contrast, sharpness
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Mixed(nn.Module):
+    """Features of uint8 pictures for torchmetrics: a fixed linear map, in fp64."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", normal(48, 6, seed=7))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.double().flatten(1) @ self.weight / 255
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+def test_the_frechet_distance_is_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    extractor = Mixed()
+    theirs = FrechetInceptionDistance(feature=extractor, normalize=False, input_img_size=(3, 4, 4))
+    theirs.set_dtype(torch.float64)
+    sets = [pictures(40, 1), pictures(30, 2) // 2]
+    for real, images in zip((True, False), sets):
+        theirs.update(images, real=real)
+    ours = [image_statistics(images.split(7), features=extractor, name="mixed") for images in sets]
+    assert frechet_distance(*ours) == pytest.approx(theirs.compute().item(), rel=1e-9)
+
+
+def test_the_kernel_distance_is_torchmetrics():
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    extractor = Mixed()
+    theirs = KernelInceptionDistance(feature=extractor, subsets=3, subset_size=24)
+    sets = [pictures(24, 1), pictures(24, 2) // 2]
+    for real, images in zip((True, False), sets):
+        theirs.update(images, real=real)
+    mean, _ = theirs.compute()
+    # Subsets that are the whole set are all the same one, whatever the order.
+    ours = kernel_distance(extractor(sets[0]), extractor(sets[1]))
+    assert ours.mean == pytest.approx(mean.item(), rel=1e-5)  # theirs ends in fp32
+    assert ours.deviation == 0
+
+
+def test_the_kernel_distance_is_unbiased_and_sees_a_difference():
+    same = kernel_distance(normal(400, 4, seed=1), normal(400, 4, seed=2), subsets=50, size=100)
+    assert abs(same.mean) < 4 * same.deviation / math.sqrt(50) + 0.05
+    assert kernel_distance(normal(100, 4, seed=1), normal(100, 4, seed=2) + 1).mean > 1
+    with pytest.raises(ValueError, match="at least 2"):
+        kernel_distance(normal(1, 4, seed=1), normal(9, 4, seed=2))
+    with pytest.raises(ValueError, match="shapes"):
+        kernel_distance(normal(5, 4, seed=1), normal(9, 3, seed=2))
+
+
+def test_statistics_do_not_depend_on_the_batches_or_on_who_gathers_them():
+    values = normal(50, 5, seed=3) + 1e6  # an offset that would eat the digits of E[x^2] - E[x]^2
+    whole, parts = FeatureStatistics("f"), [FeatureStatistics("f"), FeatureStatistics("f")]
+    whole.update(values)
+    for number, batch in enumerate(values.split(7)):
+        parts[number % 2].update(batch)
+    merged = parts[0].merge(parts[1])
+    assert merged.count == 50
+    torch.testing.assert_close(merged.covariance, torch.cov(values.T), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-9, atol=1e-8)
+
+
+def brute_force(real: torch.Tensor, drawn: torch.Tensor, k: int) -> tuple[float, float, float, float]:
+    def radius(values, i):
+        return sorted((values - values[i]).norm(dim=1).tolist())[k]  # [0] is itself
+
+    radii_real = [radius(real, i) for i in range(len(real))]
+    radii_drawn = [radius(drawn, i) for i in range(len(drawn))]
+    inside = [[(d - r).norm().item() <= s for r, s in zip(real, radii_real)] for d in drawn]
+    recalled = [any((d - r).norm().item() <= s for d, s in zip(drawn, radii_drawn)) for r in real]
+    precision = sum(map(any, inside)) / len(drawn)
+    density = sum(map(sum, inside)) / (k * len(drawn))
+    coverage = sum(map(any, zip(*inside))) / len(real)
+    return precision, sum(recalled) / len(real), density, coverage
+
+
+@pytest.mark.parametrize("block", [3, 100])
+def test_neighbours_are_those_of_the_definition(block):
+    real, drawn = normal(20, 3, seed=4), normal(17, 3, seed=5) * 0.6 + 0.3
+    found = neighbours(real, drawn, k=3, block=block)
+    expected = brute_force(real, drawn, 3)
+    assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected)
+
+
+def test_copies_are_perfect_and_one_mode_is_precise_but_covers_little():
+    real = normal(60, 3, seed=6)
+    same = neighbours(real, real)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    collapsed = neighbours(real, real[:1] + 1e-6 * normal(60, 3, seed=7))
+    assert collapsed.precision == 1
+    assert collapsed.recall < 0.1
+    assert collapsed.coverage < 0.3
+    far = neighbours(real, real + 100)
+    assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+    with pytest.raises(ValueError, match="more than 5"):
+        neighbours(real[:5], real)
+
+
+def test_blur_lowers_sharpness_and_gray_has_no_contrast():
+    images = normal(3, 3, 32, 32, seed=8).clamp(-1, 1)
+    blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
+    assert (sharpness(blurred) < 0.5 * sharpness(images)).all()
+    halves = torch.ones(1, 3, 8, 8)
+    halves[..., :4] = -1
+    torch.testing.assert_close(contrast(halves), torch.tensor([0.5], dtype=torch.float64))
+    assert contrast(torch.zeros(1, 3, 8, 8)).item() == 0
+    assert sharpness(torch.full((1, 3, 8, 8), 0.3)).item() == pytest.approx(0, abs=1e-12)
+    # A ramp has no Laplacian: sharpness is not contrast.
+    ramp = torch.linspace(-1, 1, 8, dtype=torch.float64).expand(1, 3, 8, 8)
+    assert sharpness(ramp).item() == pytest.approx(0, abs=1e-12)
+    assert contrast(ramp).item() > 0.2
+    assert pixel_features(images).shape == (3, 3072)

@@ -1,0 +1,291 @@
+"""Pictures do not depend on who draws them, and nothing that was done is done again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from twinflow.errors import TwinflowError
+from twinflow.evaluation.drawing import default_batch, draw_pictures
+from twinflow.evaluation.models import AnyStepModel, ModelName, open_model
+from twinflow.evaluation.pictures import Picture, key_of, pictures_in
+from twinflow.evaluation.registry import build, entries
+from twinflow.evaluation.results import EvaluationTable
+from twinflow.evaluation.runner import Evaluation
+from twinflow.evaluation.samplers import Sampler
+from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
+
+
+@pytest.fixture(scope="module")
+def model() -> AnyStepModel:
+    opened = open_model(ModelName.parse("shapeworld-tiny"))
+    assert isinstance(opened, AnyStepModel)
+    return opened
+
+
+class Counting:
+    """A model that counts what it draws, and may be stopped."""
+
+    def __init__(self, model: AnyStepModel, stop_after: int | None = None) -> None:
+        self.model, self.stop_after, self.drawn, self.encoded = model, stop_after, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def draw(self, pictures: Sequence[Picture], sampler: Sampler) -> torch.Tensor:
+        if self.stop_after is not None and self.drawn >= self.stop_after:
+            raise KeyboardInterrupt
+        self.drawn += len(pictures)
+        return self.model.draw(pictures, sampler)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in sorted(pictures_in(folder))}
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {name: Image.open(folder / name).tobytes() for name in sorted(pictures_in(folder))}
+
+
+BENCHMARK = ShapeWorldBenchmark(images_per_task=2)
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(model, tmp_path):
+    sampler = model.sampler(2, None)
+    draw_pictures(model, BENCHMARK.pictures, sampler, tmp_path / "whole", batch=5)
+    stopped = Counting(model, stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        draw_pictures(stopped, BENCHMARK.pictures, sampler, tmp_path / "parts", batch=5)
+    assert len(pictures_in(tmp_path / "parts")) == 5
+    (tmp_path / "parts" / ".00007.png.123").write_bytes(b"cut off")  # what a kill leaves
+    (tmp_path / "parts" / "00001.png").unlink()
+    going_on = Counting(model)
+    drawing = draw_pictures(going_on, BENCHMARK.pictures, sampler, tmp_path / "parts", batch=5)
+    assert going_on.drawn == 12  # the first block again, for its missing picture, and the two others
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    again = Counting(model)
+    assert draw_pictures(again, BENCHMARK.pictures, sampler, tmp_path / "parts", batch=5) == drawing
+    assert again.drawn == 0
+    assert drawing.seconds_per_image > 0
+
+
+def test_a_picture_alone_depends_on_nothing_but_its_prompt_and_seed(model, tmp_path):
+    sampler = model.sampler(1, None)
+    draw_pictures(model, BENCHMARK.pictures, sampler, tmp_path / "all", batch=1)
+    few = BENCHMARK.pictures[7:9][::-1]
+    draw_pictures(model, few, sampler, tmp_path / "few", batch=1)
+    whole = files(tmp_path / "all")
+    assert files(tmp_path / "few") == {picture.file: whole[picture.file] for picture in few}
+
+
+def test_any_batch_gives_the_same_pixels_in_double_precision(tmp_path):
+    """In single precision the sums of a batch differ by 1e-5, which moves one pixel in thousands by one level."""
+    model = open_model(ModelName.parse("shapeworld-tiny"), dtype="float64")
+    sampler = model.sampler(1, None)
+    for batch in (1, 5):
+        draw_pictures(model, BENCHMARK.pictures, sampler, tmp_path / str(batch), batch=batch)
+    assert pixels(tmp_path / "1") == pixels(tmp_path / "5")
+
+
+def test_another_model_or_sampler_is_drawn_anew(model, tmp_path):
+    sampler = model.sampler(1, None)
+    draw_pictures(model, BENCHMARK.pictures[:2], sampler, tmp_path)
+    for other, how in (
+        (Counting(model), replace(sampler, nfe=2)),
+        (Counting(model), sampler),
+    ):
+        draw_pictures(other, BENCHMARK.pictures[:2], how, tmp_path)
+        assert other.drawn == 2
+
+
+def test_what_an_earlier_longer_run_drew_is_taken_away_and_nothing_else(model, tmp_path):
+    sampler = model.sampler(1, None)
+    draw_pictures(model, BENCHMARK.pictures[:3], sampler, tmp_path)
+    draw_pictures(model, BENCHMARK.pictures[:2], sampler, tmp_path)
+    assert pictures_in(tmp_path) == {"00000.png", "00001.png"}
+    Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
+    with pytest.raises(TwinflowError, match=r"more than.*mine\.png"):
+        draw_pictures(model, BENCHMARK.pictures[:2], sampler, tmp_path)
+
+
+def test_large_pictures_are_drawn_one_by_one(model):
+    assert default_batch(model) == 64
+    model.size = (1024, 1024)
+    try:
+        assert default_batch(model) == 1
+    finally:
+        model.size = None
+
+
+def test_prompts_are_encoded_once(model, tmp_path, monkeypatch):
+    counted: list[str] = []
+    encode = model.pipe.encode_prompts
+    monkeypatch.setattr(model, "_encoded", {})
+    monkeypatch.setattr(
+        model.pipe, "encode_prompts", lambda prompts: counted.extend(prompts) or encode(prompts)
+    )
+    for nfe in (1, 2):
+        draw_pictures(model, BENCHMARK.pictures, model.sampler(nfe, None), tmp_path / str(nfe), batch=5)
+    assert sorted(counted) == sorted({picture.prompt for picture in BENCHMARK.pictures})
+
+
+def evaluate(output: Path, *models: str, benchmark=BENCHMARK, **options) -> EvaluationTable:
+    options = {"nfe": [1, 2], "shown": False} | options
+    (table,) = Evaluation(benchmarks=[benchmark], output=output, **options).run(models)
+    return table
+
+
+def test_pictures_of_others_get_the_score_that_they_had_here(tmp_path, monkeypatch):
+    drawn = evaluate(tmp_path / "a", "base=shapeworld-tiny", nfe=[8])
+    found = evaluate(tmp_path / "b", f"copy=images:{tmp_path / 'a' / 'base_nfe8'}")
+    (row,) = found.rows
+    assert (row.model, row.nfe, row.overall) == ("copy", 8, drawn.rows[0].overall)
+    assert [s["correct"] for s in row.samples] == [s["correct"] for s in drawn.rows[0].samples]
+    assert (tmp_path / "b" / row.samples[0]["file"]).is_file()
+    wrong = [f for f in row.failures if f["boxes"]]
+    assert all(f["reason"] and f["size"] == [32, 32] for f in row.failures)
+    assert wrong
+
+    # A second call with the same pictures scores nothing again, and keeps the rows of other models.
+    monkeypatch.setattr(ShapeWorldBenchmark, "score", None)
+    again = evaluate(tmp_path / "a", "base=shapeworld-tiny", nfe=[8])
+    assert again.rows == drawn.rows
+
+
+def test_the_stock_call_is_counted_and_draws_what_diffusers_draws(tmp_path):
+    table = evaluate(tmp_path, "stock:shapeworld-tiny", nfe=[4], guidance=2.0)
+    (row,) = table.rows
+    assert (row.model, row.style, row.nfe) == ("shapeworld-tiny", "stock", 4)
+    opened = open_model(ModelName.parse("stock:shapeworld-tiny"))
+    assert opened.steps(Sampler(nfe=4, guidance=2.0)) == 2  # guidance costs two a step
+    assert opened.steps(Sampler(nfe=4, guidance=1.0)) == 4
+    picture = BENCHMARK.pictures[3]
+    image = opened.pipe(
+        picture.prompt,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(picture.seed),
+    ).images[0]
+    drawn = Image.open(tmp_path / "shapeworld-tiny_nfe4" / picture.file)
+    assert max(abs(a - b) for a, b in zip(image.tobytes(), drawn.tobytes())) <= 1
+    with pytest.raises(TwinflowError, match="--nfe 3 is not possible"):
+        opened.check([], [Sampler(nfe=3, guidance=2.0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "00003.png").unlink(), r"lacks 1 of 12 pictures: 00003\.png"),
+        (lambda folder: Image.new("RGB", (9, 9)).save(folder / "x.png"), r"more than.*x\.png"),
+        (lambda folder: (folder / "00003.png").write_bytes(b"\x89PNG\r\n"), r"00003\.png can't be read"),
+        (lambda folder: Image.new("RGB", (40, 32)).save(folder / "00003.png"), "40 x 32"),
+    ],
+)
+def test_a_folder_that_is_not_the_benchmark_s(change, message, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for picture in BENCHMARK.pictures:
+        Image.new("RGB", (32, 32), "gray").save(folder / picture.file)
+    change(folder)
+    with pytest.raises(TwinflowError, match=message):
+        evaluate(tmp_path / "out", f"theirs=images:{folder}")
+
+
+def test_two_protocols_do_not_share_a_table(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for picture in BENCHMARK.pictures:
+        Image.new("RGB", (32, 32), "gray").save(folder / picture.file)
+    assert evaluate(tmp_path / "out", f"gray={folder}").rows[0].overall == 0
+    other = ShapeWorldBenchmark(images_per_task=2, seed=1)
+    with pytest.raises(TwinflowError, match=r"another protocol.*prompts"):
+        evaluate(tmp_path / "out", f"gray={folder}", benchmark=other)
+    assert evaluate(tmp_path / "out", f"gray={folder}", benchmark=other, overwrite=True).rows[0].nfe == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=b/c", ("a", "b/c", "any-step", None)),
+        ("b/c", ("c", "b/c", "any-step", None)),
+        ("x=images:d/e@4", ("x", "d/e", "images", 4)),
+        ("stock:o/m", ("m", "o/m", "stock", None)),
+    ],
+)
+def test_names_of_models(text, expected):
+    name = ModelName.parse(text)
+    assert (name.name, name.path, name.kind, name.nfe) == expected
+
+
+def test_models_that_are_none(tmp_path):
+    with pytest.raises(TwinflowError, match="no model and has no pictures"):
+        ModelName.parse(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("model: x")
+    with pytest.raises(TwinflowError, match="no pipeline yet"):
+        ModelName.parse(str(tmp_path))
+    with pytest.raises(TwinflowError, match="can't name a folder"):
+        ModelName.parse("a/b=shapeworld-tiny")
+    with pytest.raises(TwinflowError, match="two models are called 'a'"):
+        evaluate(tmp_path, "a=shapeworld-tiny", "a=shapeworld-tiny")
+
+
+def test_the_registry_builds_what_is_asked_for(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    benchmarks, measures = build(
+        ["prompts", "shapeworld"], common={"prompts": file, "images_per_task": 1, "seed": 3}, own={}
+    )
+    assert not measures
+    assert [picture.prompt for picture in benchmarks[0].pictures] == ["a", "b"]
+    assert len(benchmarks[1].pictures) == 6
+    assert benchmarks[1].pictures[0].seed == 3 * 1_000_003
+    file.write_text('{"prompt": "a"}\nb\n')
+    for names, common, own, message in (
+        (["imagenet"], {}, {}, "imagenet"),
+        (["prompts"], {}, {}, "--prompts FILE"),
+        (["prompts"], {"prompts": file}, {}, "line 2 is not JSON"),
+        (["prompts"], {"prompts": tmp_path / "no.txt"}, {}, r"no\.txt can't be read"),
+        (["shapeworld"], {}, {"shapeworld": {"size": "3"}}, "no such option"),
+        (["shapeworld"], {}, {"prompts": {"seed": "3"}}, "not among the benchmarks"),
+        (["shapeworld"], {}, {"shapeworld": {"seed": "x"}}, "whole number"),
+    ):
+        with pytest.raises(TwinflowError, match=message):
+            build(names, common=common, own=own)
+    assert all(entry.summary for entry in entries().values())
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_bytes_that_one_draws(model, tmp_path):
+    draw_pictures(model, BENCHMARK.pictures, model.sampler(2, None), tmp_path / "one", batch=5)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [
+        "-m",
+        "twinflow",
+        "eval",
+        "base=shapeworld-tiny",
+        "--nfe=2",
+        "--images-per-task=2",
+        "--batch=5",
+    ]
+    run = subprocess.run(
+        [*command, f"--output={tmp_path / 'two'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert files(tmp_path / "two" / "base_nfe2") == files(tmp_path / "one")
+    (row,) = EvaluationTable.load(tmp_path / "two" / "table.json").rows
+    assert row.images == 12
+    assert run.stdout.count("report:") == 1  # one process writes and talks
+    assert key_of(tmp_path / "two" / "base_nfe2" / "00000.png")
