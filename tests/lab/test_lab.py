@@ -43,7 +43,7 @@ def comparison(tmp_path: Path, **changes: Any) -> Path:
         **changes,
     }
     file = tmp_path / "lab.yaml"
-    file.write_text(yaml.safe_dump(raw))
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return file
 
 

@@ -93,7 +93,7 @@ class Lab(Section):
     def recipe(
         self, method: str, *, seed: int, steps: int, folder: Path, choice: Mapping[str, Any] | None = None
     ) -> Recipe:
-        """The recipe of one run."""
+        """The recipe of one run. A run of fewer steps than it would warm up warms up all the time."""
         own = self.methods[method]
         raw = OmegaConf.merge(
             OmegaConf.create(self.run),
@@ -103,6 +103,9 @@ class Lab(Section):
         )
         for key, value in (choice or {}).items():
             OmegaConf.update(raw, key, value)
+        warmup = OmegaConf.select(raw, "optimizer.warmup_steps", default=0)
+        if isinstance(warmup, int) and warmup > steps:
+            OmegaConf.update(raw, "optimizer.warmup_steps", steps)
         plain = OmegaConf.to_container(raw, resolve=True)
         assert isinstance(plain, dict)
         return make_recipe({str(key): value for key, value in plain.items()}, source=f"methods.{method}")
