@@ -2,7 +2,8 @@
 
 A pipeline is understood by watching it run, and it can't run without its encoders. So what they answer while it is
 opened in full is written down (:func:`recorded`), and later stand-ins say the same (:func:`left_out`). Stand-ins have
-the configuration of what they stand in for, and no weights: none are read, moved or run. When the pipeline is saved,
+the configuration of what they stand in for, and no weights: none are read, moved or run. (Small buffers, such as the
+mean and deviation of latents that FLUX.2 keeps in its autoencoder, are on record too.) When the pipeline is saved,
 the files of the originals are copied.
 """
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from twinflow.errors import TwinflowError
 
 METHODS = ("forward", "encode")  # of text encoders and of autoencoders
+SMALL = 1_000_000  # numbers
 TRAINED = ("transformer", "transformer_2")
 
 
@@ -32,6 +34,7 @@ TRAINED = ("transformer", "transformer_2")
 def recorded(file: Path) -> Iterator[None]:
     """Pipelines that are opened meanwhile write to ``file`` what their encoders are asked and answer."""
     calls: dict[str, Any] = {}
+    buffers: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     undo: list[Callable[[], None]] = []
 
@@ -50,6 +53,8 @@ def recorded(file: Path) -> Iterator[None]:
         pipe = stock_open(path, **arguments)
         for name, module in pipe.components.items():
             if isinstance(module, nn.Module) and name not in TRAINED:
+                small = {key: value for key, value in module.named_buffers() if value.numel() <= SMALL}
+                buffers[name] = _freeze(small, tensors)
                 for method in METHODS:
                     if hasattr(module, method):
                         watch(name, module, method)
@@ -62,7 +67,7 @@ def recorded(file: Path) -> Iterator[None]:
         for restore in undo:
             restore()
     hidden = file.with_name(f".writing-{file.name}")
-    save_file(tensors, hidden, metadata={"calls": json.dumps(calls)})
+    save_file(tensors, hidden, metadata={"calls": json.dumps(calls), "buffers": json.dumps(buffers)})
     hidden.replace(file)
 
 
@@ -73,7 +78,7 @@ def left_out(folder: Path, record: Path) -> Iterator[None]:
     A stand-in that is asked anything else raises :class:`TwinflowError`.
     """
     with safe_open(record, framework="pt") as file:
-        calls = json.loads(file.metadata()["calls"])
+        calls, buffers = (json.loads(file.metadata()[key]) for key in ("calls", "buffers"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
     def answer(question: str, device: torch.device) -> Any:
@@ -83,7 +88,12 @@ def left_out(folder: Path, record: Path) -> Iterator[None]:
 
     def opened(stock_open: Callable[..., Any], path: Any, arguments: dict[str, Any]) -> Any:
         dtype = arguments.get("dtype", torch.float32)
-        return stock_open(path, **arguments, **_stand_ins(folder, dtype, answer))
+        stand_ins = _stand_ins(folder, dtype, answer)
+        for name, module in stand_ins.items():
+            for key, value in _thaw(buffers.get(name, {"output": {}}), tensors, torch.device("cpu")).items():
+                place, _, own = key.rpartition(".")
+                module.get_submodule(place)._buffers[own] = value
+        return stock_open(path, **arguments, **stand_ins)
 
     with _opening(opened):
         yield
@@ -120,10 +130,15 @@ class StandIn:
         return self._answer(_question(self._name, "encode", args, kwargs), self.device)
 
     def to(self, *args: Any, **kwargs: Any) -> StandIn:
-        """Nothing is moved: answers come on the device that was asked for."""
+        """No weights are moved: answers come on the device that was asked for."""
         device = torch._C._nn._parse_to(*args, **kwargs)[0]
         if device is not None:
             self.__dict__["_device"] = device
+            modules: Any = self.modules()  # type: ignore[attr-defined]
+            for module in modules:
+                for key, value in module._buffers.items():
+                    if value is not None and not value.is_meta:
+                        module._buffers[key] = value.to(device)
         return self
 
     @property
