@@ -101,15 +101,17 @@ def profile_step(
     batch: int,
     options: StepOptions,
     update_bytes: Callable[[Sequence[nn.Parameter]], int] = lambda _: 0,
+    silent: tuple[str, ...] = (),
 ) -> StepProfile:
     """Make one step of ``objective`` with ``batch`` rows.
 
-    ``update_bytes``: passing memory of the optimiser while it updates these parameters together.
+    ``update_bytes``: passing memory of the optimiser while it updates these parameters together. ``silent``: names of
+    parameters whose gradients no block waits for; if this step finds any, it is made again with them.
     """
     schedule, state, generator = count_rows(objective, batch)
     objective = copy.deepcopy(objective)
     objective.load_state_dict(state)
-    run = _Run(network=network, call=call, options=options, update_bytes=update_bytes)
+    run = _Run(network=network, call=call, options=options, update_bytes=update_bytes, silent=silent)
     with run.watching() as tracker:
         student, teacher = _FakeField(run), _FakeField(run)
         with tracker:
@@ -121,6 +123,10 @@ def profile_step(
             run.update_rest()
             del result, x
             tracker.mark("end")
+    if options.in_backward and run.dead() and not silent:
+        again = {"batch": batch, "options": options, "update_bytes": update_bytes}
+        objective.load_state_dict(state)
+        return profile_step(network, call, objective, silent=tuple(run.dead()), **again)  # type: ignore[arg-type]
     counts = run.counts
     stretches = tuple(
         Stretch(segment=segment, count=counts.get(i, 1), gradients=run.gradient_changes.get(i, 0))
@@ -197,6 +203,7 @@ class _Run:
     call: Call
     options: StepOptions
     update_bytes: Callable[[Sequence[nn.Parameter]], int]
+    silent: tuple[str, ...] = ()
     phase: str = ""
     counts: dict[int, int] = field(default_factory=dict)  # repetitions, by the number of the segment
     gradient_changes: dict[int, int] = field(default_factory=dict)  # bytes, likewise
@@ -301,7 +308,7 @@ class _Run:
             return
         block = self.block_of.get(parameter)
         unit = [p for p in self.trained if self.block_of.get(p) is block and block is not None] or [parameter]
-        if all(p.grad is not None for p in unit):
+        if all(p.grad is not None or self.network.names[p] in self.silent for p in unit):
             self._update(unit)
 
     def _update(self, unit: Sequence[nn.Parameter]) -> None:
