@@ -38,7 +38,6 @@ RUNGS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("8-bit AdamW", "h200-141", 1, {"optimizer": EIGHT}),
     ("8-bit AdamW, bf16 average", "h200-141", 1, {"optimizer": EIGHT, "ema": Ema()}),
     ("FSDP2, 8-bit AdamW, clip", "h100-80", 8, {"optimizer": Optimizer(name="adamw8bit")}),
-    ("FSDP2, fp32 AdamW, clip", "h100-80", 8, {"optimizer": Optimizer(), "dtype": "fp32", "autocast": True}),
 )
 MODELS = ("sana-1.6b", "sd3.5-medium", "z-image", "wan2.1-14b")
 
