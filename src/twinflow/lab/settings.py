@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
@@ -120,6 +120,8 @@ def load_lab(path: str | Path, overrides: Iterable[str] = (), *, size: str | Non
         raise TwinflowError(f"there is no comparison {path}")
     try:
         raw = OmegaConf.load(path)
+        if not isinstance(raw, DictConfig):
+            raise TwinflowError(f"{path} is not a comparison: it must consist of `key: value` lines")
         sizes = raw.pop("sizes", {}) or {}
         if size is not None and size not in sizes:
             raise TwinflowError(
@@ -129,7 +131,7 @@ def load_lab(path: str | Path, overrides: Iterable[str] = (), *, size: str | Non
         merged = OmegaConf.merge(raw, OmegaConf.from_dotlist([*chosen, *overrides]))
         plain = OmegaConf.to_container(merged, resolve=True)
         return Lab.model_validate(plain)
-    except (OmegaConfBaseException, YAMLError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise TwinflowError(f"{path} is not a readable comparison: {error}") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
