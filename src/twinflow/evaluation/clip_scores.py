@@ -95,11 +95,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken archive leads to
-        raise TwinflowError(f"{file} can't be read as tensors alone: {error}") from error
-    return state.get("state_dict", state)
+    from twinflow.evaluation.geneval.convert import read_checkpoint
+
+    return read_checkpoint(file)
 
 
 _TOWERS = {"visual.": "vision_model.", "": "text_model."}

@@ -45,6 +45,12 @@ class EvaluationRow:
     metrics: dict[str, Metric] = field(default_factory=dict)
     key: str = ""  # hash of the model, its sampler and the pictures: equal keys are equal pictures
 
+    def __post_init__(self) -> None:
+        self.metrics = {
+            name: metric if isinstance(metric, Metric) else Metric(**metric)  # JSON brings dicts
+            for name, metric in self.metrics.items()
+        }
+
 
 @dataclass
 class EvaluationTable:
@@ -81,12 +87,7 @@ class EvaluationTable:
         """``TwinflowError`` if the file is not a table."""
         try:
             data = json.loads(Path(path).read_text())
-            rows = [
-                EvaluationRow(
-                    **row | {"metrics": {n: Metric(**m) for n, m in row.get("metrics", {}).items()}}
-                )
-                for row in data["rows"]
-            ]
+            rows = [EvaluationRow(**row) for row in data["rows"]]
             return cls(**(data | {"rows": rows}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TwinflowError(f"{path} is not the table of an evaluation: {error!r}") from error

@@ -59,10 +59,11 @@ class Leaderboard:
         for method in dict.fromkeys(outcome.method for outcome in outcomes):
             runs = [outcome for outcome in outcomes if outcome.method == method]
             for number in nfe:
-                standings.append(_standing(runs, number, base=best_base.overall, reference=reference))
+                standings.append(_standing(runs, number, base=best_base.overall or 0.0, reference=reference))
         rows = [asdict(row) for row in base.rows]
         for row in rows:
             row.pop("samples")
+            row.pop("failures")
         return cls(base={"rows": rows, "frechet": base.frechet}, standings=standings, facts=facts)
 
     def save(self, folder: Path) -> None:
@@ -125,7 +126,7 @@ class Leaderboard:
 
 def _standing(runs: Sequence[Outcome], nfe: int, *, base: float, reference: Sequence[float]) -> Standing:
     good = [(run, row) for run in runs if (row := run.row(nfe)) is not None]
-    scores = [row.overall for _, row in good]
+    scores = [row.overall for _, row in good if row.overall is not None]
     diversities = [row.diversity for _, row in good if row.diversity is not None]
     overall = mean(scores) if scores else None
     peak = mean(run.costs["peak_memory"] for run in runs)
