@@ -140,12 +140,12 @@ class _Comparison:
             return choices[0]
         if file.is_file():
             return json.loads(file.read_text())["chosen"]
-        tried = []
+        tried: list[dict[str, Any]] = []
         for number, choice in enumerate(choices):
             folder = self.folder / method / f"search_{number}"
             outcome = self._outcome(method, self.lab.seeds[0], folder, choice, share=self.lab.search.share)
             row = outcome.row(self.lab.evaluation.nfe[0])
-            tried.append({"choice": choice, "score": -1.0 if row is None else row.overall})
+            tried.append({"choice": choice, "score": -1.0 if row is None or row.overall is None else row.overall})
         best = max(tried, key=lambda entry: entry["score"])
         replace_text(file, json.dumps({"chosen": best["choice"], "tried": tried}, indent=1) + "\n")
         return best["choice"]
