@@ -32,7 +32,7 @@ from export.test_single_file import PUBLISHED
 from families import FAMILIES, NAMES
 from twinflow.conditions import take_rows
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.models import run_facts
+from twinflow.evaluation.protocols import run_facts
 from twinflow.export import to_diffusers, to_lora, to_single_file, to_slim
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.lora import COMFYUI

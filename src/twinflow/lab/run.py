@@ -145,7 +145,9 @@ class _Comparison:
             folder = self.folder / method / f"search_{number}"
             outcome = self._outcome(method, self.lab.seeds[0], folder, choice, share=self.lab.search.share)
             row = outcome.row(self.lab.evaluation.nfe[0])
-            tried.append({"choice": choice, "score": -1.0 if row is None or row.overall is None else row.overall})
+            tried.append(
+                {"choice": choice, "score": -1.0 if row is None or row.overall is None else row.overall}
+            )
         best = max(tried, key=lambda entry: entry["score"])
         replace_text(file, json.dumps({"chosen": best["choice"], "tried": tried}, indent=1) + "\n")
         return best["choice"]
