@@ -60,7 +60,20 @@ def test_the_peak_is_that_of_a_real_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux", "sana", "wan", "zimage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux",
+        "sana",
+        "wan",
+        pytest.param(
+            "zimage",
+            marks=pytest.mark.xfail(
+                strict=True, reason="plans of Z-Image are refused: its text is not found from the configuration"
+            ),
+        ),
+    ],
+)
 def test_every_kind_of_state_is_found(name: str) -> None:
     family = FAMILIES[name]
     pipe = AnyStepPipeline(family.stock(), call=family.call, fold_padding=False)
