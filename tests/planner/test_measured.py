@@ -69,7 +69,8 @@ def test_the_peak_is_that_of_a_real_step(
         pytest.param(
             "zimage",
             marks=pytest.mark.xfail(
-                strict=True, reason="plans of Z-Image are refused: its text is not found from the configuration"
+                strict=True,
+                reason="plans of Z-Image are refused: its text is not found from the configuration",
             ),
         ),
     ],
