@@ -259,7 +259,6 @@ class Loads(ast.NodeVisitor):
 # containers from them (weights_only), and only when the user names such a file.
 PUBLISHED_CHECKPOINTS = {
     "evaluation/geneval/convert.py": ["pickle", "torch.load(path, map_location='cpu', weights_only=True)"],
-    "evaluation/clip_scores.py": ["torch.load(file, map_location='cpu', weights_only=True)"],
 }
 
 
