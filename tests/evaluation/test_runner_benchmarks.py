@@ -10,9 +10,9 @@ from PIL import Image
 
 from evaluation.dpg.items import write_csv
 from evaluation.dpg.tiny import save_tiny_vlm
+from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.geneval.prompts import official_prompts
 from twinflow.evaluation.models import ModelName
 from twinflow.evaluation.pictures import pictures_in
 from twinflow.evaluation.ranks import processes
@@ -41,8 +41,7 @@ def test_geneval_scores_folders_of_others_in_either_form_of_name(tmp_path):
     tiny_detector().save_pretrained(tmp_path / "detector")
     tiny_clip().save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    rows = official_prompts().rows
-    (tmp_path / "two.jsonl").write_text("\n".join(json.dumps(row) for row in (rows[0], rows[-1])))
+    write_lines(tmp_path / "two.jsonl", SIX[0], SIX[-1])
     own = {"detector": str(tmp_path / "detector"), "colors": str(tmp_path / "clip"), "device": "cpu"}
     common = {"prompts": str(tmp_path / "two.jsonl"), "images_per_prompt": "2"}
     run = evaluation(tmp_path, ["geneval"], common=common, own={"geneval": own})

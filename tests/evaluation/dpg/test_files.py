@@ -5,41 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.dpg.items import write_csv
+from evaluation.official import DPG, needs_dpg
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.dpg import read_prompts, read_questions, requirements
 from twinflow.evaluation.dpg.grid import find_grids, make_grid, split_grid
-from twinflow.evaluation.dpg.prompts import OFFICIAL, official_prompts
-
-SHARED = Path(__file__).parents[3] / ".." / "shared" / "eval_data" / "dpg_bench" / "prompts.jsonl"
 
 
+@needs_dpg
 def test_the_official_prompts_are_complete():
-    texts = official_prompts().texts
+    prompts = read_prompts(DPG)
+    assert prompts.official
+    texts = prompts.texts
     assert len(texts) == 1065
     lengths = [len(text) for text in texts.values()]
     assert (min(lengths), max(lengths), round(sum(lengths) / 1065)) == (234, 891, 408)
     assert {str(k) for k in range(300)} - {"159"} <= texts.keys()
     assert "159" not in texts
-    assert OFFICIAL.stat().st_size <= 180_000
 
 
-@pytest.mark.skipif(
-    not SHARED.exists(), reason="the official prompts are not in ../shared/eval_data/dpg_bench"
-)
-def test_the_prompts_are_the_official_ones_word_for_word():
-    assert read_prompts(SHARED).texts == official_prompts().texts
-    assert read_prompts(SHARED).official
-
-
+@needs_dpg
 def test_a_folder_of_text_files_is_the_same_set(tmp_path):
-    for item, text in official_prompts().texts.items():
+    for item, text in read_prompts(DPG).texts.items():
         (tmp_path / f"{item}.txt").write_text(text, encoding="utf-8")
     assert read_prompts(tmp_path).official
     (tmp_path / "0.txt").write_text("Eight cabbages.")

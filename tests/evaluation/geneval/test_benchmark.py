@@ -9,9 +9,9 @@ from PIL import Image
 
 from evaluation.dpg.items import write_csv
 from evaluation.dpg.tiny import save_tiny_vlm
+from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.geneval.prompts import official_prompts
 
 WITHOUT = "the runner of benchmarks is not in this installation"
 registry = pytest.importorskip("twinflow.evaluation.registry", reason=WITHOUT)
@@ -48,9 +48,7 @@ def test_both_are_registered_and_say_what_they_need():
 
 
 def test_geneval(weights, tmp_path):
-    rows = official_prompts().rows
-    prompts = tmp_path / "two.jsonl"
-    prompts.write_text("\n".join(json.dumps(row) for row in (rows[0], rows[-1])))
+    prompts = write_lines(tmp_path / "two.jsonl", SIX[0], SIX[-1])
     options = dict(
         detector=str(weights / "detector"), colors=str(weights / "clip"), prompts=str(prompts), device="cpu"
     )
@@ -90,13 +88,16 @@ def test_dpg(weights, tmp_path):
 
 
 def test_what_is_missing_is_told_before_anything_is_drawn(weights, tmp_path):
+    prompts = str(write_lines(tmp_path / "six.jsonl", *SIX))
     with pytest.raises(TwinflowError, match=r"--with geneval.detector=FOLDER"):
-        GenEvalBenchmark().ready()
+        GenEvalBenchmark(prompts=prompts).ready()
     with pytest.raises(TwinflowError, match="are not there"):
-        GenEvalBenchmark(detector=str(tmp_path / "absent")).ready()
+        GenEvalBenchmark(prompts=prompts, detector=str(tmp_path / "absent")).ready()
     with pytest.raises(TwinflowError, match="seed must be a whole number, got 'x'"):
         GenEvalBenchmark(seed="x")
+    texts = tmp_path / "p.jsonl"
+    texts.write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
     with pytest.raises(TwinflowError, match=r"give the path of dpg_bench.csv"):
-        DPGBenchmark(judge=str(weights / "vlm")).ready()
+        DPGBenchmark(prompts=str(texts), judge=str(weights / "vlm")).ready()
     with pytest.raises(TwinflowError, match="compat must be true or false"):
         DPGBenchmark(compat="perhaps")

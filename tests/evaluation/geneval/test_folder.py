@@ -8,14 +8,14 @@ import shutil
 import pytest
 from PIL import Image
 
+from evaluation.geneval.lines import SIX, prompt_file
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.geneval import GenEval, PromptFile
+from twinflow.evaluation.geneval import GenEval
 from twinflow.evaluation.geneval.folder import find_images
 from twinflow.evaluation.geneval.preprocess import read_image
-from twinflow.evaluation.geneval.prompts import fingerprint, official_prompts
 
-ROWS = official_prompts().rows[:3]
-PROMPTS = PromptFile(rows=ROWS, name="three.jsonl", sha256=fingerprint(ROWS))
+ROWS = SIX[:3]
+PROMPTS = prompt_file(*ROWS)
 
 
 @pytest.fixture
@@ -65,24 +65,23 @@ def test_missing_and_extra_pictures_are_named(folder):
 
 def test_missing_and_extra_folders_are_named(folder):
     shutil.rmtree(folder / "00001")
-    with pytest.raises(TwinflowError, match=r"lacks the folders 00001 of 3 prompts of three.jsonl"):
+    with pytest.raises(TwinflowError, match=r"lacks the folders 00001 of 3 prompts of 3.jsonl"):
         find(folder)
     with pytest.raises(TwinflowError, match="there is no folder"):
         find(folder / "absent")
 
 
 def test_a_folder_of_more_prompts_is_refused(folder):
-    two = PromptFile(rows=ROWS[:2], name="two.jsonl", sha256="")
-    with pytest.raises(TwinflowError, match=r"beyond the 2 prompts of two.jsonl: 00002"):
-        find(folder, prompts=two)
+    with pytest.raises(TwinflowError, match=r"beyond the 2 prompts of 2.jsonl: 00002"):
+        find(folder, prompts=prompt_file(*ROWS[:2]))
 
 
 def test_a_folder_of_another_prompt_file_is_refused(folder):
     rows = (ROWS[0], {**ROWS[1], "prompt": "a painting of a cow"}, ROWS[2])
     with pytest.raises(TwinflowError, match="made from another prompt file"):
-        find(folder, prompts=PromptFile(rows=rows, name="other.jsonl", sha256=""))
+        find(folder, prompts=prompt_file(*rows))
     with pytest.raises(TwinflowError, match="made from another prompt file"):  # nor drawn into
-        GenEval(metadata=PromptFile(rows=rows, name="other.jsonl", sha256="")).prepare(folder)
+        GenEval(metadata=prompt_file(*rows)).prepare(folder)
 
 
 def test_metadata_that_is_missing_or_not_json(folder):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
+from evaluation.geneval.lines import SIX, prompt_file, write_lines
+from evaluation.official import GENEVAL, needs_geneval
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.geneval import CLASS_NAMES, COLORS, TASKS, GenEval, read_prompts
-from twinflow.evaluation.geneval.prompts import OFFICIAL, official_prompts
 from twinflow.evaluation.geneval.seeds import generators, prompt_seeds
 
-SHARED = Path(__file__).parents[3] / ".." / "shared" / "eval_data" / "geneval"
 
-
+@needs_geneval
 def test_the_official_prompts_are_complete_and_in_order():
-    prompts = official_prompts()
+    prompts = read_prompts(GENEVAL)
+    assert prompts.official
     assert len(prompts) == len({row["prompt"] for row in prompts.rows}) == 553
     tags = [row["tag"] for row in prompts.rows]
     assert list(dict.fromkeys(tags)) == list(TASKS)
@@ -31,11 +31,10 @@ def test_the_official_prompts_are_complete_and_in_order():
     assert "a photo of four knifes" in {row["prompt"] for row in prompts.rows}  # naive plurals stay
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the official files are not in ../shared/eval_data/geneval")
-def test_the_files_are_the_official_ones_byte_for_byte():
-    assert OFFICIAL.read_bytes() == (SHARED / "evaluation_metadata.jsonl").read_bytes()
-    assert list(CLASS_NAMES) == (SHARED / "object_names.txt").read_text().splitlines()
-    assert list(COLORS) == (SHARED / "colors.txt").read_text().splitlines()
+@needs_geneval
+def test_classes_and_colors_are_the_official_ones():
+    assert list(CLASS_NAMES) == GENEVAL.with_name("object_names.txt").read_text().splitlines()
+    assert list(COLORS) == GENEVAL.with_name("colors.txt").read_text().splitlines()
 
 
 def test_classes_have_cocos_order():
@@ -86,27 +85,37 @@ def test_files_without_prompts_or_with_one_twice_are_refused(tmp_path):
         read_prompts(path)
 
 
+@needs_geneval
 def test_a_prompt_file_is_known_by_its_content(tmp_path):
     path = tmp_path / "copy.jsonl"
-    rows = [json.loads(line) for line in OFFICIAL.read_text().splitlines()]
+    rows = [json.loads(line) for line in GENEVAL.read_text().splitlines()]
     path.write_text("\n".join(json.dumps(row, indent=None, sort_keys=True) for row in rows))
     assert read_prompts(path).official
     rows[7]["prompt"] = "a majestic photograph, ultra detailed"  # rewritten
     path.write_text("\n".join(map(json.dumps, rows)))
     assert not read_prompts(path).official
-    assert GenEval(metadata=path).protocol()["benchmark"] != GenEval().protocol()["benchmark"]
+    assert GenEval(metadata=path).protocol()["benchmark"] == "GenEval with other prompts"
+    assert GenEval(metadata=GENEVAL).protocol()["benchmark"] == "GenEval"
+
+
+def test_white_space_and_the_order_of_keys_do_not_matter(tmp_path):
+    one = read_prompts(write_lines(tmp_path / "one.jsonl", *SIX))
+    turned = [dict(reversed(row.items())) for row in SIX]
+    (tmp_path / "two.jsonl").write_text("\n\n".join(json.dumps(row, separators=(",", ":")) for row in turned))
+    assert read_prompts(tmp_path / "two.jsonl").sha256 == one.sha256 == prompt_file(*SIX).sha256
+    assert not one.official
 
 
 def test_what_to_draw():
-    work = GenEval(images_per_prompt=3, seed=10).prompts()
-    assert [w.index for w in work] == list(range(553))
-    assert work[12].paths == tuple(f"00012/samples/{k:05}.png" for k in range(3))
-    assert work[12].seeds == (10, 11, 12)
-    assert work[12].prompt == work[12].metadata["prompt"]
+    work = GenEval(metadata=prompt_file(*SIX), images_per_prompt=3, seed=10).prompts()
+    assert [w.index for w in work] == list(range(6))
+    assert work[5].paths == tuple(f"00005/samples/{k:05}.png" for k in range(3))
+    assert work[5].seeds == (10, 11, 12)
+    assert work[5].prompt == work[5].metadata["prompt"]
 
 
 def test_official_seeding_gives_the_numbers_of_seed_everything():
-    work = GenEval(seed_mode="geneval").prompts()[5]
+    work = GenEval(metadata=prompt_file(*SIX), seed_mode="geneval").prompts()[5]
     assert work.seeds == (42, None, None, None)
     torch.manual_seed(42)
     official = [torch.randn(3) for _ in range(4)]

@@ -12,50 +12,35 @@ import pandas
 import pytest
 from PIL import Image
 
+from evaluation.geneval.lines import SIX, prompt_file
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
+from evaluation.official import GENEVAL, needs_geneval
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.geneval import (
     TASKS,
     ClipColors,
     GenEval,
     Mask2FormerDetector,
-    PromptFile,
+    read_prompts,
     requirements,
     score_image,
 )
 from twinflow.evaluation.geneval.image import judge
-from twinflow.evaluation.geneval.prompts import fingerprint, official_prompts
 from twinflow.evaluation.scoring import Detection, confident, read_results, score_detections
 
 OFFICIAL_KEYS = {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"}
-SHARED = Path(__file__).parents[3] / ".." / "shared" / "eval_data" / "geneval"
-SAMPLE = (
-    Path(__file__).parent / "golden_sample.jsonl"
-)  # 96 of the vectors in ``SHARED``: 8 of each task and verdict
 
 
 def golden(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        SAMPLE,
-        pytest.param(
-            SHARED / "golden_official_evaluate.jsonl",
-            marks=pytest.mark.skipif(
-                not SHARED.exists(), reason="all golden vectors are in ../shared/eval_data/geneval"
-            ),
-        ),
-    ],
-    ids=["sample", "all"],
-)
-def test_verdicts_equal_the_official_scorers(path):
-    rows = official_prompts().rows
+@needs_geneval
+def test_verdicts_equal_the_official_scorers():
+    rows = read_prompts(GENEVAL).rows
     wrong = []
-    vectors = golden(path)
-    assert len(vectors) in (96, 1106)
+    vectors = golden(GENEVAL.with_name("golden_official_evaluate.jsonl"))
+    assert len(vectors) == 1106
     for number, vector in enumerate(vectors):
         metadata = rows[vector["meta_index"]]
         found = [
@@ -70,7 +55,7 @@ def test_verdicts_equal_the_official_scorers(path):
 
 
 def test_strict_counts_the_named_classes_alone():
-    metadata = official_prompts().rows[0]
+    metadata = SIX[0]
     name = metadata["include"][0]["class"]
     bench = Detection(class_name=name, box=(0, 0, 9, 9), score=0.9)
     tree = replace(bench, class_name="potted plant")
@@ -83,10 +68,8 @@ def test_strict_counts_the_named_classes_alone():
 
 @pytest.fixture(scope="module")
 def prompts():
-    """One official prompt of each task."""
-    rows = official_prompts().rows
-    chosen = tuple(next(row for row in rows if row["tag"] == task) for task in TASKS)
-    return PromptFile(rows=chosen, name="six.jsonl", sha256=fingerprint(chosen))
+    """One prompt of each task."""
+    return prompt_file(*SIX)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +190,7 @@ def test_results_of_other_prompts_or_incomplete_ones_are_refused(scored, tmp_pat
     path.write_text("\n".join(lines[:-1]))
     with pytest.raises(TwinflowError, match="every prompt needs 2 results, but .* has 1"):
         suite.read(path)
-    rows = suite.prompt_file.rows[:5]
-    other = PromptFile(rows=rows, name="five.jsonl", sha256=fingerprint(rows))
+    other = prompt_file(*SIX[:5])
     with pytest.raises(TwinflowError, match="of another prompt set"):
         GenEval(metadata=other, images_per_prompt=2).read(path)
     path.write_text("\n".join([*lines[:-1], lines[-1][:40]]))

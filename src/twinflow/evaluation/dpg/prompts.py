@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.official_file import OfficialFile
 
-OFFICIAL = Path(__file__).parent / "data" / "prompts.jsonl.gz"
+
+def prompts_of_archive(archive: bytes) -> bytes:
+    """JSON lines of ``item_id`` and ``text``, by item, from ``dpg_bench/prompts/*.txt`` of the repository as
+    ``.tar.gz``. Nothing is written to disk."""
+    texts: dict[str, str] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as files:
+            for member in files:
+                path = PurePosixPath(member.name)
+                if path.parts[-3:-1] == ("dpg_bench", "prompts") and path.suffix == ".txt":
+                    content = files.extractfile(member)
+                    texts[path.stem] = content.read().decode("utf-8").strip() if content else ""
+    except tarfile.TarError as error:
+        raise ValueError(f"not the archive of a repository: {error}") from error
+    rows = ({"item_id": item, "text": text} for item, text in sorted(texts.items()))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+OFFICIAL = OfficialFile(
+    benchmark="dpg",
+    name="prompts.jsonl",
+    urls=tuple(
+        f"https://github.com/TencentQQGYLab/ELLA/archive/{commit}.tar.gz" for commit in ("3c228f1", "main")
+    ),
+    sha256="73cd6f20b4e4c49719df4a9582917abb28f52aac9bd547cd451f62ff2768a50a",
+    option="--with dpg.prompts=FILE",
+    unpack=prompts_of_archive,
+)
+OFFICIAL_TEXTS = "d10a3e896f95575cc0c74df1e3e7283fd482c093bfad316c438b5b6e83e8e004"  # hash of items and texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +57,17 @@ class DPGPrompts:
 
     @property
     def official(self) -> bool:
-        return self.sha256 == official_prompts().sha256
+        return self.sha256 == OFFICIAL_TEXTS
 
 
-@cache
 def official_prompts() -> DPGPrompts:
-    """The 1065 prompts of the paper, which ship with this package."""
-    return read_prompts(OFFICIAL)
+    """The 1065 prompts of the paper: from the cache folder, else fetched. TwinflowError if they can't be had."""
+    return read_prompts(OFFICIAL.path())
 
 
 def read_prompts(path: str | Path) -> DPGPrompts:
-    """From a folder of ``<item_id>.txt`` as in the official repository, or a ``.jsonl`` (also gzipped) of objects with
-    ``item_id`` and ``text``. Raises TwinflowError with the file and line that are not usable."""
+    """From a folder of ``<item_id>.txt`` as in the official repository, or a ``.jsonl`` of objects with ``item_id`` and
+    ``text``. Raises TwinflowError with the file and line that are not usable."""
     path = Path(path)
     if path.is_dir():
         texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(path.glob("*.txt"))}
@@ -55,9 +83,8 @@ def read_prompts(path: str | Path) -> DPGPrompts:
 
 def _read_lines(path: Path) -> dict[str, str]:
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise TwinflowError(f"the prompts {path} can't be read: {error}") from error
     texts: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):

@@ -82,7 +82,7 @@ class DPGBench:
     @property
     def prompt_set(self) -> DPGPrompts:
         if self.prompts is None:
-            return official_prompts()
+            self.prompts = official_prompts()
         if not isinstance(self.prompts, DPGPrompts):
             self.prompts = read_prompts(self.prompts)
         return self.prompts

@@ -6,19 +6,41 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from twinflow.data.relations import RELATIONS
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.official_file import OfficialFile
 from twinflow.evaluation.scoring import Metadata
 
-DATA = Path(__file__).parent / "data"
-OFFICIAL = DATA / "evaluation_metadata.jsonl"
-CLASS_NAMES: tuple[str, ...] = tuple((DATA / "object_names.txt").read_text().split("\n")[:80])
-"""The 80 classes in COCO's order. A detector's output is mapped by index: three names differ from COCO's."""
-COLORS: tuple[str, ...] = tuple((DATA / "colors.txt").read_text().split())
+OFFICIAL = OfficialFile(
+    benchmark="geneval",
+    name="evaluation_metadata.jsonl",
+    urls=tuple(
+        f"https://raw.githubusercontent.com/djghosh13/geneval/{commit}/prompts/evaluation_metadata.jsonl"
+        for commit in ("af4902f", "main")
+    ),
+    sha256="5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+    option="--with geneval.prompts=FILE",
+)
+OFFICIAL_ROWS = "94bc1c23d27e1ac4aa6d9415ac49a6e72263694e5149eb1d895cf61f9da1c083"  # their fingerprint
+# fmt: off
+CLASS_NAMES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
+    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
+    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+"""The 80 classes in COCO's order. A detector's output is mapped by index: GenEval calls three of them otherwise
+(computer mouse, tv remote, computer keyboard)."""
+# fmt: on
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
@@ -36,13 +58,12 @@ class PromptFile:
     @property
     def official(self) -> bool:
         """Whether these are the 553 prompts of the paper, word for word: rewritten ones score 5 to 15 points more."""
-        return self.sha256 == official_prompts().sha256
+        return self.sha256 == OFFICIAL_ROWS
 
 
-@cache
 def official_prompts() -> PromptFile:
-    """The 553 prompts of the paper, which ship with this package."""
-    return read_prompts(OFFICIAL)
+    """The 553 prompts of the paper: from the cache folder, else fetched. TwinflowError if they can't be had."""
+    return read_prompts(OFFICIAL.path())
 
 
 def read_prompts(path: str | Path) -> PromptFile:

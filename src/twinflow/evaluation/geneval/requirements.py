@@ -18,8 +18,8 @@ def requirements() -> tuple[Requirement, ...]:
     return (
         Requirement(
             name="prompts",
-            what="553 prompts with metadata, 80 object names, ten colours",
-            size="in the package",
+            what="553 prompts with metadata, evaluation_metadata.jsonl, fetched once",
+            size="85 kB",
             licence="MIT",
             source="github.com/djghosh13/geneval @ af4902f",
             option="prompts",

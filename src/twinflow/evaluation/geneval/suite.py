@@ -97,7 +97,7 @@ class GenEval:
     @property
     def prompt_file(self) -> PromptFile:
         if self.metadata is None:
-            return official_prompts()
+            self.metadata = official_prompts()
         if not isinstance(self.metadata, PromptFile):
             self.metadata = read_prompts(self.metadata)
         return self.metadata
