@@ -9,7 +9,8 @@ from rich.console import Console
 
 from twinflow.assets import QUICKSTART_RECIPE
 from twinflow.config import load_recipe
-from twinflow.evaluation.models import ModelName, open_model
+from twinflow.evaluation.model_names import ModelName
+from twinflow.evaluation.models import open_model
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.evaluation.runner import Evaluation
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark

@@ -15,7 +15,8 @@ from PIL import Image
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.drawing import default_batch, draw_pictures
-from twinflow.evaluation.models import AnyStepModel, ModelName, open_model
+from twinflow.evaluation.model_names import ModelName
+from twinflow.evaluation.models import AnyStepModel, open_model
 from twinflow.evaluation.pictures import Picture, key_of, pictures_in
 from twinflow.evaluation.registry import build, entries
 from twinflow.evaluation.results import EvaluationTable

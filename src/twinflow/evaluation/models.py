@@ -1,86 +1,25 @@
-"""Models by name, the way the command line gives them: what an evaluation draws with, or the pictures it finds.
-
-``[NAME=]MODEL[@NFE]``, where MODEL is a diffusers folder or hub id, an any-step checkpoint, the folder of a run, an
-embedded model, ``stock:MODEL`` for diffusers' own call, or ``images:FOLDER`` (or just the folder) for pictures
-that were drawn before.
-"""
+"""What an evaluation draws with, opened by name."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from twinflow.assets import locate
 from twinflow.conditions import concat_rows
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.fingerprint import fingerprint
-from twinflow.evaluation.pictures import Picture, pictures_in
+from twinflow.evaluation.model_names import STOCK, ModelName
+from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.ranks import device
 from twinflow.evaluation.samplers import Sampler, sampler_for
+from twinflow.evaluation.stock_model import StockModel, native_size, stock_pipeline
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.geometry import Size
 from twinflow.sampling import make_schedule, resolve_settings, sample, seeded_noise
-
-STOCK, IMAGES = "stock:", "images:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelName:
-    """What a model's name on the command line says; nothing is loaded."""
-
-    name: str  # in tables and folders
-    path: str
-    kind: str  # "any-step", "stock" or "images"
-    nfe: int | None = None  # of pictures that were drawn before, where it is known
-
-    @classmethod
-    def parse(cls, text: str) -> ModelName:
-        """``TwinflowError`` for a folder that is neither a model nor pictures."""
-        name, equals, path = text.partition("=")
-        if not equals:
-            name, path = "", text
-        match = re.fullmatch(r"(.*)@(\d+)", path)
-        nfe = int(match[2]) if match else None
-        path = match[1] if match else path
-        kind = "any-step"
-        for prefix, meant in ((STOCK, "stock"), (IMAGES, "images")):
-            if path.startswith(prefix):
-                path, kind = path.removeprefix(prefix), meant
-        path = locate(path)
-        if kind != "images":
-            path, kind = _found(path, kind)
-        if not name:
-            parts = [part for part in Path(path).parts if part not in ("pipeline", "..", ".", "/")]
-            name = parts[-1] if parts else path
-        if not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
-            raise TwinflowError(f"the model's name {name!r} can't name a folder: give another, NAME={path}")
-        return cls(name=name, path=path, kind=kind, nfe=nfe)
-
-
-def _found(path: str, kind: str) -> tuple[str, str]:
-    """The path of the pipeline, and what it is."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path, kind  # a hub id, or an error when it is loaded
-    if (folder / "model_index.json").is_file() or (folder / "twinflow.json").is_file():
-        return path, kind
-    if (folder / "pipeline" / "model_index.json").is_file():
-        return str(folder / "pipeline"), kind
-    if (folder / "recipe.yaml").is_file():
-        raise TwinflowError(
-            f"the run in {folder} has written no pipeline yet: let it end (the same `twinflow train` goes on)"
-        )
-    if kind == "any-step" and pictures_in(folder):
-        return path, "images"
-    raise TwinflowError(
-        f"{folder} is no model and has no pictures: it has no model_index.json, and no PNG file"
-    )
 
 
 class Model(Protocol):
@@ -110,7 +49,7 @@ class AnyStepModel:
             raise TwinflowError(
                 f"{type(pipe.pipe).__name__} edits pictures: the benchmarks have prompts without a source picture"
             )
-        self.pipe, self.size, self.native_size = pipe, size, _native_size(pipe.pipe)
+        self.pipe, self.size, self.native_size = pipe, size, native_size(pipe.pipe)
         dtype = str(next(pipe.network.parameters()).dtype).removeprefix("torch.")
         self.identity = {"model": identity, "dtype": dtype, "size": size, "device": pipe.device.type}
         self._encoded: dict[str, Any] = {}
@@ -158,95 +97,11 @@ class AnyStepModel:
         return self.pipe.decode(latents, size=size)
 
 
-class StockModel:
-    """Any diffusers pipeline by its own call: for models without a field, and to compare with.
-
-    Its scheduler decides how many network evaluations a step takes; they are counted, not believed.
-    """
-
-    def __init__(self, pipe: Any, *, identity: str, size: tuple[int, int] | None = None) -> None:
-        self.pipe, self.size, self.native_size = pipe, size, _native_size(pipe)
-        self._steps: dict[tuple[int, float], int] = {}  # by NFE and guidance
-        network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-        if network is None:
-            raise TwinflowError(f"{type(pipe).__name__} has neither a transformer nor a unet to count")
-        self.network: torch.nn.Module = network
-        weight = next(self.network.parameters())
-        dtype = str(weight.dtype).removeprefix("torch.")
-        self.identity = {"stock": identity, "dtype": dtype, "size": size, "device": weight.device.type}
-
-    def sampler(self, nfe: int, guidance: float | None) -> Sampler:
-        options: dict[str, Any] = {"style": "stock"}
-        return Sampler(nfe=nfe, guidance=1.0 if guidance is None else guidance, options=options)
-
-    def check(self, prompts: Sequence[str], samplers: Sequence[Sampler]) -> None:
-        for sampler in samplers:
-            self._steps[sampler.nfe, sampler.guidance] = self.steps(sampler)
-
-    def encode(self, prompts: Sequence[str]) -> None:
-        """The stock call encodes its prompts itself."""
-
-    def steps(self, sampler: Sampler) -> int:
-        """Steps that cost ``sampler.nfe`` network evaluations; measured by drawing a picture in one and in two."""
-        costs = []
-        for count in (1, 2):
-            with _Counter(self.network) as counter:
-                self._call([Picture(file="", prompt="a photo", seed=0)], sampler, count)
-            costs.append(counter.rows)
-        first, each = costs[0], costs[1] - costs[0]
-        if each < 1 or sampler.nfe < first or (sampler.nfe - first) % each:
-            raise TwinflowError(
-                f"--nfe {sampler.nfe} is not possible with the stock call of {type(self.pipe).__name__} at guidance "
-                f"{sampler.guidance:g}: its first step costs {first} network evaluations and the others {each} each"
-            )
-        return 1 + (sampler.nfe - first) // each
-
-    def draw(self, pictures: Sequence[Picture], sampler: Sampler) -> Tensor:
-        return self._call(pictures, sampler, self._steps[sampler.nfe, sampler.guidance])
-
-    def _call(self, pictures: Sequence[Picture], sampler: Sampler, steps: int) -> Tensor:
-        size = {} if self.size is None else {"height": self.size[0], "width": self.size[1]}
-        drawn = self.pipe(
-            prompt=[picture.prompt for picture in pictures],
-            generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
-            num_inference_steps=steps,
-            guidance_scale=sampler.guidance,
-            output_type="pt",
-            **size,
-        ).images
-        return drawn.float().cpu() * 2 - 1
-
-
-def _native_size(pipe: Any) -> tuple[int, int]:
-    """Of the pictures that the pipeline makes unless told otherwise; 1024 squared where it does not say."""
-    sample, scale = getattr(pipe, "default_sample_size", None), getattr(pipe, "vae_scale_factor", None)
-    side = sample * scale if isinstance(sample, int) and isinstance(scale, int) else 1024
-    return side, side
-
-
-class _Counter:
-    """Counts the rows that a network is evaluated on, for one picture."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.network, self.rows = network, 0
-
-    def __enter__(self) -> _Counter:
-        self._hook = self.network.register_forward_pre_hook(self._count, with_kwargs=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
-
-    def _count(self, module: Any, args: tuple, kwargs: dict) -> None:
-        state: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-        self.rows += len(state)  # a tensor, or a list of one entry a row
-
-
 def open_model(name: ModelName, *, size: tuple[int, int] | None = None, dtype: str = "float32") -> Model:
     """Load what ``name`` says, on this process's GPU if there is one."""
     identity = fingerprint(name.path)
     if name.kind == "stock":
-        return StockModel(_stock_pipeline(name.path, dtype), identity=identity, size=size)
+        return StockModel(stock_pipeline(name.path, dtype), identity=identity, size=size)
     try:
         pipe = load_model(name.path, dtype=dtype, size=size)
     except ValueError as error:
@@ -254,17 +109,6 @@ def open_model(name: ModelName, *, size: tuple[int, int] | None = None, dtype: s
             f"{name.path} is no flow that can be sampled here: {error}. Try its own call, {STOCK}{name.path}"
         ) from error
     return AnyStepModel(pipe, identity=identity, size=size)
-
-
-def _stock_pipeline(path: str, dtype: str) -> Any:
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise TwinflowError(f"{path} is no pipeline that diffusers can load: {error}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device())
 
 
 def load_model(

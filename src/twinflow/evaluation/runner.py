@@ -17,7 +17,8 @@ from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Measure, Scores, digest
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.fingerprint import weights_hash
-from twinflow.evaluation.models import AnyStepModel, Model, ModelName, open_model
+from twinflow.evaluation.model_names import ModelName
+from twinflow.evaluation.models import AnyStepModel, Model, open_model
 from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
 from twinflow.evaluation.progress import bar
 from twinflow.evaluation.protocols import comparable, run_facts
