@@ -23,6 +23,7 @@ from twinflow.evaluation.results import EvaluationTable
 from twinflow.evaluation.runner import Evaluation
 from twinflow.evaluation.samplers import Sampler
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
+from twinflow.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,37 @@ def test_the_stock_call_is_counted_and_draws_what_diffusers_draws(tmp_path):
     assert max(abs(a - b) for a, b in zip(image.tobytes(), drawn.tobytes())) <= 1
     with pytest.raises(TwinflowError, match="--nfe 3 is not possible"):
         opened.check([], [Sampler(nfe=3, guidance=2.0)])
+
+
+@pytest.mark.parametrize("kind", ["", "stock:"])
+def test_pictures_of_one_generator_are_those_drawn_in_turn_in_any_order(kind, tmp_path):
+    """GenEval's own way of seeding: four pictures of a prompt go on with each other's random numbers."""
+    opened = open_model(ModelName.parse(f"{kind}shapeworld-tiny"))
+    sampler = opened.sampler(4, None)
+    pictures = [
+        Picture(file=f"{prompt}_{k}.png", prompt=f"a photo of a {prompt}", seed=42, skip=k)
+        for prompt in ("circle", "square")
+        for k in range(4)
+    ]
+    opened.check([], [sampler])
+    for number, order in enumerate((pictures, pictures[::-1], pictures[5:6])):
+        draw_pictures(opened, order, sampler, tmp_path / str(number), batch=1)
+    whole = files(tmp_path / "0")
+    assert len({whole[f"circle_{k}.png"] for k in range(4)}) == 4
+    assert files(tmp_path / "1") == whole
+    assert files(tmp_path / "2") == {"square_1.png": whole["square_1.png"]}
+    generator = torch.Generator().manual_seed(42)
+    for picture in pictures[:4]:
+        if kind:
+            call = dict(num_inference_steps=4, guidance_scale=1.0, generator=generator, output_type="pt")
+            expected = opened.pipe(picture.prompt, **call).images.float().cpu() * 2 - 1
+        else:
+            noise = torch.randn(opened.pipe.latent_shape, generator=generator)[None]
+            cond = opened.pipe.encode_prompts([picture.prompt])
+            expected = opened.pipe.decode(
+                sample(opened.pipe.field, noise, cond, nfe=4, **sampler.options)
+            ).cpu()
+        assert torch.equal(opened.draw([picture], sampler), expected)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_dpg_scores_what_is_drawn_twice_and_grids_alone(tmp_path):
     grids.mkdir()
     shutil.copyfile(folder / "a.png", grids / "a.png")
     (alone,) = run.run([f"g=images:{grids}"])
-    assert alone.row("g", 0).overall == first.rows[0].overall
+    row = alone.row("g", 0)
+    assert row.overall == first.rows[0].overall
+    assert row.samples == [{"prompt": "A red cup.", "file": "g_nfe0/a.png", "correct": None}]
+    assert (run.folder(run.benchmarks[0]) / "g_nfe0" / "a.png").is_file()  # the page shows the grid
 
 
 def test_measures_of_a_file_of_prompts_and_of_a_benchmark_beside_it(tmp_path):

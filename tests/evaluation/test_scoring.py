@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from twinflow.evaluation.results_file import read_results, write_results
 from twinflow.evaluation.scoring import (
     Detection,
     ImageResult,
     Proportion,
     Verdict,
     confident,
-    read_results,
     score_detections,
     summarize,
-    write_results,
 )
 
 GENEVAL = Path(__file__).parents[2] / ".." / "shared" / "eval_data" / "geneval"

@@ -21,6 +21,13 @@ def test_a_row_depends_on_its_seed_alone(shape):
     assert seeded_noise(shape, []).shape == (0, *shape)
 
 
+def test_skip_gives_what_one_generator_would_give_in_turn():
+    generator = torch.Generator().manual_seed(42)
+    in_turn = torch.stack([torch.randn(3, 5, generator=generator) for _ in range(4)])
+    assert torch.equal(seeded_noise((3, 5), [42] * 4, skip=range(4)), in_turn)
+    assert torch.equal(seeded_noise((3, 5), [42, 7], skip=[2, 0])[0], in_turn[2])
+
+
 def test_dtype_only_rounds():
     assert torch.equal(seeded_noise((9,), SEEDS).bfloat16(), seeded_noise((9,), SEEDS, dtype=torch.bfloat16))
 

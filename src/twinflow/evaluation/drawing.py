@@ -90,7 +90,7 @@ def draw_pictures(
 
 
 def _key(how: dict[str, Any], block: Sequence[Picture]) -> str:
-    return digest([how, [[picture.prompt, picture.seed] for picture in block]])
+    return digest([how, [[p.prompt, p.seed, *([p.skip] if p.skip else [])] for p in block]])
 
 
 def _draw_block(

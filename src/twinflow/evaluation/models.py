@@ -38,7 +38,7 @@ class Model(Protocol):
         """Get ready for ``prompts``; work that was done before is not done again."""
 
     def draw(self, pictures: Sequence[Picture], sampler: Sampler) -> Tensor:
-        """Pixels (N, 3, H, W) in [-1, 1], each a function of its own prompt and seed; of a checked sampler."""
+        """Pixels (N, 3, H, W) in [-1, 1], each a function of its own prompt and seeds; of a checked sampler."""
 
 
 class AnyStepModel:
@@ -92,7 +92,8 @@ class AnyStepModel:
             uncond = self._encoded[""].to(self.pipe.device)
             options |= {"guidance": sampler.guidance, "uncond": self.pipe.at_size(uncond, size)}
         shape = self.pipe.adapter.geometry(size).state_shape if size else self.pipe.latent_shape
-        noise = seeded_noise(shape, [picture.seed for picture in pictures]).to(self.pipe.device)
+        seeds, skip = [picture.seed for picture in pictures], [picture.skip for picture in pictures]
+        noise = seeded_noise(shape, seeds, skip=skip).to(self.pipe.device)
         latents = sample(self.pipe.field, noise, self.pipe.at_size(cond, size), nfe=sampler.nfe, **options)
         return self.pipe.decode(latents, size=size)
 

@@ -30,6 +30,7 @@ class Picture:
     file: str  # relative to the folder of a model's pictures, with "/"
     prompt: str
     seed: int
+    skip: int = 0  # pictures of this prompt and seed that draw from the same generator before this one
 
 
 def save_picture(path: Path, image: Image.Image, *, key: str) -> None:

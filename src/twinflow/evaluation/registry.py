@@ -91,7 +91,6 @@ def _numbers(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return result
 
 
-_SEED = "seed of the noise, and of the order of the captions (0)"
 _OWN = (
     Entry(
         name="shapeworld",
@@ -101,7 +100,7 @@ _OWN = (
         options={
             "level": "tiny or full (tiny)",
             "images_per_task": "pictures of each of the six tasks (200)",
-            "seed": _SEED,
+            "seed": "seed of the noise, and of the order of the captions (0)",
         },
         requires=(
             Requirement(what="prompts and verifier", size="0", licence="Apache-2.0", source="in the package"),

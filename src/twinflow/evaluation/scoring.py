@@ -7,12 +7,10 @@ Metadata is GenEval's JSON object:
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -162,59 +160,6 @@ class ImageResult:
     @property
     def strict(self) -> bool:
         return self.verdict.strict
-
-
-def write_results(path: str | Path, rows: Iterable[ImageResult]) -> None:
-    """One JSON object a line with the keys that GenEval's ``summary_scores.py`` reads, and two of our own."""
-    with Path(path).open("w", encoding="utf-8") as file:
-        for row in rows:
-            details: dict[str, list[list[float]]] = {}
-            colors: dict[str, list[str | None]] = {}
-            for found in row.detections:
-                details.setdefault(found.class_name, []).append([*found.box, found.score])
-                colors.setdefault(found.class_name, []).append(found.color)
-            line = {
-                "filename": row.filename,
-                "tag": row.tag,
-                "prompt": row.prompt,
-                "correct": row.correct,
-                "reason": row.verdict.reason,
-                "metadata": json.dumps(row.metadata),
-                "details": json.dumps(details),
-                "strict": row.strict,
-                "colors": json.dumps(colors),
-            }
-            file.write(json.dumps(line) + "\n")
-
-
-def read_results(path: str | Path) -> list[ImageResult]:
-    """Rows of a results file, ours or one of the official scorer (whose ``strict`` is then always False)."""
-    rows = []
-    with Path(path).open(encoding="utf-8") as file:
-        for line in filter(str.strip, file):
-            data = json.loads(line)
-            colors = json.loads(data.get("colors", "{}"))
-            found = [
-                Detection(
-                    class_name=name,
-                    box=(box[0], box[1], box[2], box[3]),
-                    score=box[4],
-                    color=colors[name][i] if name in colors else None,
-                )
-                for name, boxes in json.loads(data["details"]).items()
-                for i, box in enumerate(boxes)
-            ]
-            rows.append(
-                ImageResult(
-                    filename=data["filename"],
-                    metadata=json.loads(data["metadata"]),
-                    verdict=Verdict(
-                        correct=data["correct"], strict=data.get("strict", False), reason=data["reason"]
-                    ),
-                    detections=sorted(found, key=lambda d: -d.score),
-                )
-            )
-    return rows
 
 
 @dataclass(frozen=True)

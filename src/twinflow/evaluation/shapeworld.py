@@ -15,14 +15,13 @@ from twinflow.data.shapeworld.captions import Caption
 from twinflow.data.shapeworld.dataset import EVAL_STREAM
 from twinflow.evaluation.detector import ShapeDetector
 from twinflow.evaluation.diversity import layout_diversity
+from twinflow.evaluation.results_file import read_results, write_results
 from twinflow.evaluation.scoring import (
     ImageResult,
     Metadata,
     Summary,
-    read_results,
     score_detections,
     summarize,
-    write_results,
 )
 
 REFERENCE_SCENES = 16  # of a prompt, for the renderer's own diversity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class StockModel:
     def __init__(self, pipe: Any, *, identity: str, size: tuple[int, int] | None = None) -> None:
         self.pipe, self.size, self.native_size = pipe, size, native_size(pipe)
         self._steps: dict[tuple[int, float], int] = {}  # by NFE and guidance
+        self._last: tuple[Picture, Sampler, Tensor] | None = None  # and the state of its generator after it
         network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
         if network is None:
             raise TwinflowError(f"{type(pipe).__name__} has neither a transformer nor a unet to count")
@@ -58,13 +60,37 @@ class StockModel:
         return 1 + (sampler.nfe - first) // each
 
     def draw(self, pictures: Sequence[Picture], sampler: Sampler) -> Tensor:
-        return self._call(pictures, sampler, self._steps[sampler.nfe, sampler.guidance])
+        steps = self._steps[sampler.nfe, sampler.guidance]
+        if len(pictures) > 1 and not any(picture.skip for picture in pictures):
+            return self._call(pictures, sampler, steps)
+        return torch.cat([self._draw_in_turn(picture, sampler, steps) for picture in pictures])
 
-    def _call(self, pictures: Sequence[Picture], sampler: Sampler, steps: int) -> Tensor:
+    def _draw_in_turn(self, picture: Picture, sampler: Sampler, steps: int) -> Tensor:
+        """One picture. Those before it in its generator's order are drawn again, unless the last one was just drawn:
+        how many numbers a picture takes, only the call itself knows."""
+        generator, start = torch.Generator().manual_seed(picture.seed), 0
+        if self._last is not None:
+            before, how, state = self._last
+            if how == sampler and before == replace(picture, file=before.file, skip=picture.skip - 1):
+                generator.set_state(state)
+                start = picture.skip
+        for _ in range(start, picture.skip + 1):
+            drawn = self._call([picture], sampler, steps, generators=[generator])
+        self._last = (picture, sampler, generator.get_state())
+        return drawn
+
+    def _call(
+        self,
+        pictures: Sequence[Picture],
+        sampler: Sampler,
+        steps: int,
+        *,
+        generators: list[torch.Generator] | None = None,
+    ) -> Tensor:
         size = {} if self.size is None else {"height": self.size[0], "width": self.size[1]}
         drawn = self.pipe(
             prompt=[picture.prompt for picture in pictures],
-            generator=[torch.Generator().manual_seed(picture.seed) for picture in pictures],
+            generator=generators or [torch.Generator().manual_seed(picture.seed) for picture in pictures],
             num_inference_steps=steps,
             guidance_scale=sampler.guidance,
             output_type="pt",

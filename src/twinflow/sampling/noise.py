@@ -18,12 +18,22 @@ def seeded_noise(
     shape: Sequence[int],
     seeds: Sequence[int],
     *,
+    skip: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Normal noise (len(seeds), *shape): row i is a function of ``seeds[i]`` and ``shape`` alone."""
+    """Normal noise (len(seeds), *shape): row i is a function of ``seeds[i]`` and ``shape`` alone.
+
+    With ``skip`` it is what the generator of that seed gives after ``skip[i]`` others of the shape: rows that one
+    generator would give one after another, each without the others.
+    """
     shape = tuple(shape)
-    rows = [torch.randn(shape, generator=Generator().manual_seed(int(seed))) for seed in seeds]
+    rows = []
+    for i, seed in enumerate(seeds):
+        generator = Generator().manual_seed(int(seed))
+        for _ in range(skip[i] if skip else 0):
+            torch.randn(shape, generator=generator)
+        rows.append(torch.randn(shape, generator=generator))
     return (torch.stack(rows) if rows else torch.empty((0, *shape))).to(device, dtype)
 
 

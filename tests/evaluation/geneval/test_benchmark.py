@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -12,13 +13,10 @@ from evaluation.dpg.tiny import save_tiny_vlm
 from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
-
-WITHOUT = "the runner of benchmarks is not in this installation"
-registry = pytest.importorskip("twinflow.evaluation.registry", reason=WITHOUT)
-DPGBenchmark = pytest.importorskip("twinflow.evaluation.dpg.benchmark", reason=WITHOUT).DPGBenchmark
-GenEvalBenchmark = pytest.importorskip(
-    "twinflow.evaluation.geneval.benchmark", reason=WITHOUT
-).GenEvalBenchmark
+from twinflow.evaluation import registry
+from twinflow.evaluation.dpg.benchmark import DPGBenchmark
+from twinflow.evaluation.geneval.benchmark import KEPT, GenEvalBenchmark
+from twinflow.evaluation.geneval.detector import Mask2FormerDetector
 
 
 def draw(benchmark, folder):
@@ -63,6 +61,58 @@ def test_geneval(weights, tmp_path):
     assert [finding.file for finding in scores.findings] == [picture.file for picture in benchmark.pictures]
     assert benchmark.protocol["detector"] == "HF detector"
     assert len((folder / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_pictures_have_seeds_of_their_own_or_geneval_s(tmp_path):
+    prompts = str(write_lines(tmp_path / "six.jsonl", *SIX))
+    common = {"prompts": prompts, "images_per_prompt": 3}
+    (own,), _ = registry.build(["geneval"], common=common | {"seed": 5}, own={})
+    assert [(p.seed, p.skip) for p in own.pictures[:4]] == [(5, 0), (6, 0), (7, 0), (5, 0)]
+    (geneval,), _ = registry.build(["geneval"], common=common, own={"geneval": {"seed_mode": "geneval"}})
+    assert [(p.seed, p.skip) for p in geneval.pictures] == 6 * [(42, 0), (42, 1), (42, 2)]
+    assert geneval.suite.protocol()["seed_mode"] != own.suite.protocol()["seed_mode"]
+    with pytest.raises(TwinflowError, match="would be ignored"):
+        registry.build(["geneval"], common=common | {"seed": 5}, own={"geneval": {"seed_mode": "geneval"}})
+
+
+def test_geneval_goes_on_where_scoring_was_stopped(weights, tmp_path, monkeypatch):
+    """Pictures are looked at once, unless they, or the weights that look at them, have changed."""
+    prompts = write_lines(tmp_path / "two.jsonl", SIX[0], SIX[3])
+    options = dict(prompts=str(prompts), colors=str(weights / "clip"), images_per_prompt=2, device="cpu")
+    looked = []
+    detect, stop_after = Mask2FormerDetector.detect, [3]
+
+    def counted(self, image, *, threshold):
+        if len(looked) == stop_after[0]:
+            raise KeyboardInterrupt
+        looked.append(image.size)
+        return detect(self, image, threshold=threshold)
+
+    monkeypatch.setattr(Mask2FormerDetector, "detect", counted)
+
+    def score(folder, detector="detector"):
+        return GenEvalBenchmark(detector=str(weights / detector), **options).score(folder)
+
+    folder = draw(GenEvalBenchmark(detector=str(weights / "detector"), **options), tmp_path / "pictures")
+    with pytest.raises(KeyboardInterrupt):
+        score(folder)
+    with (folder / KEPT).open("a") as file:
+        file.write((folder / KEPT).read_text()[:90])  # the line that was being written
+    stop_after[0] = None
+    first = score(folder)
+    assert len(looked) == 4
+    assert score(folder) == first
+    assert len(looked) == 4
+    whole = shutil.copytree(folder, tmp_path / "whole", ignore=lambda *_: [KEPT])
+    assert score(whole) == first  # as if it had never been stopped
+    assert len(looked) == 8
+    Image.effect_noise((61, 10), 80).save(folder / "00000" / "samples" / "00000.png")
+    score(folder)
+    assert looked[8:] == [(61, 10)]
+    shutil.copytree(weights / "detector", tmp_path / "other" / "detector")
+    tiny_detector(seed=1).save_pretrained(tmp_path / "other" / "detector")  # of the same name
+    score(folder, tmp_path / "other" / "detector")
+    assert len(looked) == 13
 
 
 def test_dpg(weights, tmp_path):

@@ -26,7 +26,8 @@ from twinflow.evaluation.geneval import (
     score_image,
 )
 from twinflow.evaluation.geneval.image import judge
-from twinflow.evaluation.scoring import Detection, confident, read_results, score_detections
+from twinflow.evaluation.results_file import read_results
+from twinflow.evaluation.scoring import Detection, confident, score_detections
 
 OFFICIAL_KEYS = {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"}
 

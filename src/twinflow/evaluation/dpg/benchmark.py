@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Metric, Requirement, Scores
+from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores
 from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
 from twinflow.evaluation.dpg.requirements import requirements
@@ -77,13 +77,14 @@ class DPGBenchmark(Benchmark):
         return {work.grid for work in self.suite.work()}
 
     def check(self, folder: Path) -> None:
-        if any((folder / picture.file).is_file() for picture in self.pictures):
+        if self._has_pictures(folder):
             super().check(folder)
-        else:  # the official layout: grids alone
+        else:
             find_grids(folder, self.suite.question_set.by_item)
 
     def score(self, folder: Path) -> Scores:
-        if any((folder / picture.file).is_file() for picture in self.pictures):
+        drawn = self._has_pictures(folder)
+        if drawn:
             self.suite.assemble(folder)
         path = self._judge_path()
         if path.startswith(IMPORT):
@@ -104,7 +105,18 @@ class DPGBenchmark(Benchmark):
             overall_error=scores.overall_error,
             tasks=dict(scores.broad_categories),
             metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
+            findings=[] if drawn else self._grids(folder),
         )
+
+    def _grids(self, folder: Path) -> list[Finding]:
+        """Grids of others, for the page: their pictures are nowhere else."""
+        texts = self.suite.prompt_set.texts
+        grids = find_grids(folder, self.suite.question_set.by_item)
+        return [Finding(file=path.name, prompt=texts[item]) for item, path in grids.items()]
+
+    def _has_pictures(self, folder: Path) -> bool:
+        """Whether it has single pictures under our names; else it must have grids alone, the official layout."""
+        return any((folder / picture.file).is_file() for picture in self.pictures)
 
     @cached_property
     def judge(self) -> Judge:
@@ -129,7 +141,7 @@ ENTRY = Entry(
         "judge": f"a vision language or VQA model of transformers, or {IMPORT}FILE",
         "mode": "of a vision language model: greedy, or compare (greedy)",
         "compat": "count as the published code does, with its bugs (false)",
-        "prompts": "a folder of texts or JSON lines (the 1065 official ones)",
+        "prompts": "a folder of texts or JSON lines (the 1065 official ones, fetched once)",
         "images_per_prompt": "4, in a grid, or 1 (4)",
         "seed": "picture k of a prompt has the seed plus k (0)",
         "device": "cpu or cuda (cuda if there is one)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores
+from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores, digest
+from twinflow.evaluation.fingerprint import fingerprint
 from twinflow.evaluation.geneval.colors import ClipColors, clip_name
 from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name
 from twinflow.evaluation.geneval.folder import find_images
-from twinflow.evaluation.geneval.requirements import CLIP, requirements
-from twinflow.evaluation.geneval.suite import GenEval
+from twinflow.evaluation.geneval.kept import KeptRows
+from twinflow.evaluation.geneval.requirements import CLIP, HF_DETECTOR, requirements
+from twinflow.evaluation.geneval.suite import GenEval, PromptWork
 from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.registry import Entry
 from twinflow.evaluation.scoring import ImageResult
 
 RESULTS = "results.jsonl"
+KEPT = "scored.jsonl"  # rows as they come
 
 
 class GenEvalBenchmark(Benchmark):
@@ -35,21 +39,18 @@ class GenEvalBenchmark(Benchmark):
         prompts: str | None = None,
         images_per_prompt: int | str = 4,
         seed: int | str = 0,
+        seed_mode: str = "image",
         device: str | None = None,
     ) -> None:
         self.suite = GenEval(
             metadata=prompts,
             images_per_prompt=whole("images_per_prompt", images_per_prompt),
             seed=whole("seed", seed),
+            seed_mode=seed_mode,  # type: ignore[arg-type]
         )
         self.detector_path, self.colors_path = detector, colors
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.pictures = [
-            Picture(file=path, prompt=work.prompt, seed=seed)
-            for work in self.suite.prompts()
-            for path, seed in zip(work.paths, work.seeds)
-            if seed is not None
-        ]
+        self.pictures = [picture for work in self.suite.prompts() for picture in pictures_of(work)]
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -74,7 +75,10 @@ class GenEvalBenchmark(Benchmark):
         self.suite.prepare(folder)
 
     def score(self, folder: Path) -> Scores:
-        report = self.suite.score(folder, detector=self.detector, colors=self.colors)
+        kept = KeptRows(folder / KEPT, judges=self._judges())
+        report = self.suite.score(
+            folder, detector=self.detector, colors=self.colors, done=kept.read(), keep=kept.add
+        )
         report.write_jsonl(folder / RESULTS)
         official = report.official
         return Scores(
@@ -94,14 +98,28 @@ class GenEvalBenchmark(Benchmark):
     def colors(self) -> ClipColors:
         return ClipColors.load(self.colors_path, device=self.device)
 
+    def _judges(self) -> str:
+        """What a verdict depends on besides its picture: the weights, too, since two folders may have one name."""
+        paths = (self._detector_path(), self.colors_path)
+        names = (detector_name(paths[0]), clip_name(paths[1]))
+        return digest([*names, *map(fingerprint, paths), self.device.partition(":")[0]])
+
     def _detector_path(self) -> str:
         if self.detector_path is None:
             raise TwinflowError(
-                "GenEval needs its detector: --with geneval.detector=FOLDER, a folder that "
-                "twinflow.evaluation.geneval.convert_checkpoint made of OpenMMLab's checkpoint, or a transformers "
-                "Mask2Former such as facebook/mask2former-swin-small-coco-instance, whose name the result then bears"
+                "GenEval needs its detector: --with geneval.detector=FOLDER, a folder that `twinflow geneval-detector` "
+                f"made of OpenMMLab's checkpoint, or a transformers Mask2Former such as {HF_DETECTOR}, whose name "
+                "the result then bears"
             )
         return self.detector_path
+
+
+def pictures_of(work: PromptWork) -> Iterator[Picture]:
+    """A picture without a seed of its own goes on with the random numbers of the one before."""
+    seed, skip = 0, 0
+    for path, own in zip(work.paths, work.seeds):
+        seed, skip = (seed, skip + 1) if own is None else (own, 0)
+        yield Picture(file=path, prompt=work.prompt, seed=seed, skip=skip)
 
 
 def finding(row: ImageResult) -> Finding:
@@ -128,9 +146,10 @@ ENTRY = Entry(
     options={
         "detector": "a converted folder, or a transformers Mask2Former",
         "colors": f"CLIP for the colours ({CLIP})",
-        "prompts": "a file of the same format, such as rewritten prompts (the 553 official ones)",
+        "prompts": "a file of the same format, such as rewritten prompts (the 553 official ones, fetched once)",
         "images_per_prompt": "pictures of each prompt (4)",
         "seed": "picture k of a prompt has the seed plus k (0)",
+        "seed_mode": "image, or geneval: one generator of seed 42 for all pictures of a prompt (image)",
         "device": "cpu or cuda (cuda if there is one)",
     },
     requires=tuple(

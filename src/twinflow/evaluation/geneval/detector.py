@@ -79,7 +79,7 @@ class Mask2FormerDetector:
         except (OSError, ValueError) as error:
             raise TwinflowError(
                 f"no detector can be loaded from {path_or_id}: {error}. Give a folder made by "
-                "twinflow.evaluation.geneval.convert_checkpoint, or a transformers Mask2Former."
+                "`twinflow geneval-detector`, or a transformers Mask2Former."
             ) from error
         return cls(model, name=detector_name(path_or_id), device=device)
 

@@ -26,7 +26,7 @@ def requirements() -> tuple[Requirement, ...]:
         ),
         Requirement(
             name="detector",
-            what="the official Mask2Former Swin-S, converted once by twinflow.evaluation.geneval.convert_checkpoint",
+            what="the official Mask2Former Swin-S, converted once by `twinflow geneval-detector`",
             size="about 275 MB (68.8 million parameters, fp32)",
             licence="Apache-2.0 (OpenMMLab mmdetection)",
             source=MMDET_URL,

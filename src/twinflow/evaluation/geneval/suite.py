@@ -18,15 +18,14 @@ from twinflow.evaluation.geneval.image import score_image, strict_verdict
 from twinflow.evaluation.geneval.prompts import PromptFile, official_prompts, read_prompts
 from twinflow.evaluation.geneval.seeds import SEED_MODES, SeedMode, generators, prompt_seeds
 from twinflow.evaluation.results import EvaluationRow
+from twinflow.evaluation.results_file import read_results, write_results
 from twinflow.evaluation.scoring import (
     COUNTING_THRESHOLD,
     THRESHOLD,
     ImageResult,
     Metadata,
     Summary,
-    read_results,
     summarize,
-    write_results,
 )
 
 
@@ -127,12 +126,14 @@ class GenEval:
         detector: ObjectDetector,
         colors: ColorClassifier | None,
         done: Iterable[ImageResult] = (),
+        keep: Callable[[ImageResult], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> GenEvalReport:
         """Score a folder in the official layout, whoever made it; an incomplete one is a TwinflowError.
 
         ``done`` are rows of the same folder that were scored before and are taken as they are (a broken-off
-        evaluation's). ``colors`` may be None only where no prompt asks for a colour.
+        evaluation's); ``keep`` is called with every other one as soon as it is there. ``colors`` may be None only
+        where no prompt asks for a colour.
         """
         images = find_images(folder, self.prompt_file, images_per_prompt=self.images_per_prompt)
         before = {row.filename: row for row in done}
@@ -144,6 +145,8 @@ class GenEval:
                 row = score_image(
                     image.path, image.metadata, detector=detector, colors=colors, filename=image.filename
                 )
+                if keep is not None:
+                    keep(row)
             rows.append(row)
             if progress is not None:
                 progress(count, len(images))
