@@ -12,7 +12,7 @@ from twinflow.cli import evaluate  # noqa: F401 - a module of commands registers
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""
     _quiet()
-    from twinflow.cli import cache, export, lab, plan  # noqa: F401 - each puts its command on the app
+    from twinflow.cli import cache, export, geneval_detector, lab, plan  # noqa: F401 - each puts its command on the app
     from twinflow.cli.app import app
     from twinflow.errors import TwinflowError
 

@@ -77,6 +77,20 @@ def test_a_checkpoint_becomes_a_folder_that_says_where_it_came_from(tmp_path, st
     assert detector.model.config.num_attention_heads == Architecture.heads
 
 
+def test_what_is_there_is_not_written_over_unless_it_is_a_detector_too(tmp_path, state):
+    path = tmp_path / "tiny.pth"
+    torch.save({"state_dict": state}, path)
+    convert_checkpoint(path, tmp_path / "out")
+    convert_checkpoint(path, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    for there in (path, tmp_path / "mine"):
+        with pytest.raises(TwinflowError, match="give another folder"):
+            convert_checkpoint(path, there)
+    with pytest.raises(TwinflowError, match="can't be read"):
+        convert_checkpoint(tmp_path / "mine", tmp_path / "new")
+
+
 @dataclass
 class Payload:
     def __reduce__(self):

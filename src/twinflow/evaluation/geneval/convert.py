@@ -224,7 +224,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TwinflowError(f"there is no checkpoint {path}; GenEval's is {MMDET_URL}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise TwinflowError(
             f"{path} can't be read as plain weights, and twinflow runs no pickled code: {error}. Where you trust "
             "the file, load it yourself and give its state dict to twinflow.evaluation.geneval.convert_model."
@@ -241,13 +241,16 @@ def convert_checkpoint(path: str | Path, output: str | Path) -> str:
 
     The name tells the first digits of the file's SHA-256, which OpenMMLab also writes into its file names.
     """
+    output = Path(output)
+    ours = not output.exists() or (output / PROVENANCE_FILE).is_file()
+    if not ours and not (output.is_dir() and not any(output.iterdir())):
+        raise TwinflowError(f"{output} is there and is no converted detector: give another folder to write")
     model = convert_model(read_checkpoint(path))
     with Path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     official = digest.startswith(MMDET_SHA256_START)
     kind = "mmdet Mask2Former Swin-S" if official else f"mmdet Mask2Former {Path(path).name}"
     name = f"{kind} ({digest[:8]})"
-    output = Path(output)
     model.save_pretrained(output)
     provenance = {"name": name, "official": official, "source": Path(path).name, "sha256": digest}
     (output / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1) + "\n")
