@@ -75,6 +75,13 @@ def test_the_seed_mode_is_an_option(tmp_path):
         run("eval", "shapeworld-tiny", *options, "--with", "geneval.seed_mode=geneval", "--seed", "3")
 
 
+def test_addresses_are_whole_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    told = run("eval", "--list")
+    assert "743b7d99.pth" in told  # the end of the longest
+    assert told.count("…") == told.count("=…")  # nothing is cut off; an option's value is left open
+
+
 @pytest.mark.parametrize("module", [geneval, dpg], ids=["geneval", "dpg"])
 def test_without_prompts_one_error_says_where_they_are(module, tmp_path, monkeypatch):
     monkeypatch.setenv("TWINFLOW_CACHE", str(tmp_path / "cache"))

@@ -27,6 +27,8 @@ def print_entries(entries: Mapping[str, Entry], *, console: Console | None = Non
         for entry in chosen:
             console.print(f"  [bold cyan]{entry.name}[/]  {escape(entry.summary)}", highlight=False)
             grid = Table.grid(padding=(0, 2))
+            for _ in range(4):
+                grid.add_column(overflow="fold")  # an address is of use only as a whole
             for need in entry.requires:
                 where = escape(need.source + (f"; a local copy: {need.option}" if need.option else ""))
                 grid.add_row("[dim]needs[/]", escape(need.what), f"{need.size}, {need.licence}", where)

@@ -183,7 +183,8 @@ def test_a_set_that_is_not_complete_is_refused(bench, folder, tmp_path):
     (folder / "pictures" / "a_2.png").unlink()
     with pytest.raises(TwinflowError, match=r"lacks 1 pictures: pictures/a_2.png"):
         bench.assemble(folder)
-    other = DPGBench(questions=tmp_path / "q.csv")  # the official prompts
+    texts = DPGPrompts(texts={"a": "all red", "c": "all green"}, name="others", sha256="")
+    other = DPGBench(questions=tmp_path / "q.csv", prompts=texts)
     with pytest.raises(TwinflowError, match="about different items"):
         other.score(folder, judge=ColorJudge())
     with pytest.raises(TwinflowError, match=r"give the path of dpg_bench.csv"):
@@ -193,8 +194,9 @@ def test_a_set_that_is_not_complete_is_refused(bench, folder, tmp_path):
 
 
 def test_what_to_draw():
-    work = DPGBench(seed=7).work()
-    assert len(work) == 1065
+    texts = DPGPrompts(texts={"vrd2": "a long text", "0": "another"}, name="two", sha256="")
+    work = DPGBench(prompts=texts, seed=7).work()
+    assert [one.item for one in work] == ["vrd2", "0"]
     assert work[0].seeds == (7, 8, 9, 10)
     assert work[0].paths[2] == f"pictures/{work[0].item}_2.png"
     assert work[0].grid == f"{work[0].item}.png"
