@@ -29,7 +29,7 @@ quickstart: $(VENV)/.core
 	$(BIN)/twinflow quickstart $(QUICKSTART)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
