@@ -20,6 +20,7 @@ from twinflow.training.ema import trained_parameters
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
 from twinflow.training.optim import Optimizers
+from twinflow.training.parallel import Replicated
 from twinflow.training.processes import Processes
 from twinflow.training.step import OptimizerStep
 
@@ -56,16 +57,16 @@ def measured(pipe: AnyStepPipeline, setup: Setup) -> int:
     network = pipe.pipe.transformer
     freeze_parameters(network, setup.freeze)
     parameters = trained_parameters(pipe.network)
-    optimizers = Optimizers(parameters, setup.optimizer)
+    weights, optimizers = list(parameters.values()), Optimizers(parameters, setup.optimizer)
     method = objective()
     _, state, generator = count_rows(method, setup.batch)
     step = OptimizerStep(
         field=pipe.field,
         teacher=None,
         objective=method,
-        trained={STUDENT: Trained(parameters=list(parameters.values()), optimizers=optimizers)},
+        trained={STUDENT: Trained(parameters=weights, leaves=weights, optimizers=optimizers)},
         networks={},
-        processes=Processes(),
+        layout=Replicated(Processes()),
         guard=FiniteGuard(),
         generator=generator,
         clip=setup.optimizer.clip,

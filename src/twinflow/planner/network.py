@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from twinflow.pipelines.blocks import block_lists, repeated_blocks
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.target_time import attach_target_time
 
@@ -176,28 +177,6 @@ def _keep_exact(module: nn.Module) -> None:
             if set(f"{path}.{name}".split(".")) & set(kept) and parameter.dtype != torch.float32:
                 exact = nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
                 setattr(part, name, exact)
-
-
-def block_lists(module: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
-    """The lists of repeated blocks, with the module and the name that they are found under."""
-    lists = [
-        (parent, name, child)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) > 0
-    ]
-    named = set(getattr(module, "_no_split_modules", None) or ())
-    whole = [entry for entry in lists if type(entry[2][0]).__name__ in named]
-    if not whole and lists:
-        largest = max(lists, key=lambda entry: sum(p.numel() for p in entry[2].parameters()))
-        whole = [largest]
-    inner = {id(m) for _, _, blocks in whole for block in blocks for m in block.modules()}
-    return [entry for entry in whole if id(entry[2]) not in inner]
-
-
-def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for _, _, blocks in block_lists(module):
-        yield from blocks
 
 
 def _shorten(module: nn.Module) -> dict[nn.Module, int]:

@@ -262,6 +262,30 @@ class Train(Section):
     threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves torch's choice
 
 
+class Parallel(Section):
+    """How several processes (of ``torchrun``) share the work; a single one is not concerned."""
+
+    # replicate: each holds everything, gradients are averaged. shard: each holds a part of the weights, gradients,
+    # states and averages (FSDP2). hybrid: these parts are those of shard_size processes, and the others hold the
+    # same (HSDP). auto: shard where all of a transformer is trained on GPUs, if that can be, else replicate.
+    mode: Literal["auto", "replicate", "shard", "hybrid"] = "auto"
+    shard_size: AtLeastOne | None = None  # hybrid: null is the number of processes of one machine
+    cpu_offload: bool = False  # keep the parts on the host, and update them there
+    reshard_after_forward: bool = True  # false: keep blocks from forward to backward, for less traffic
+
+    @model_validator(mode="after")
+    def _of_its_mode(self) -> Parallel:
+        if self.shard_size is not None and self.mode != "hybrid":
+            raise ValueError(
+                f"parallel.shard_size = {self.shard_size} is for parallel.mode = 'hybrid', got {self.mode!r}"
+            )
+        if self.cpu_offload and self.mode not in ("shard", "hybrid"):
+            raise ValueError(
+                f"parallel.cpu_offload is for parallel.mode = 'shard' or 'hybrid', got {self.mode!r}"
+            )
+        return self
+
+
 class Checkpoint(Section):
     """How often all that an exact resume needs is saved, and how many of these are kept."""
 
@@ -300,6 +324,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     ema: Ema = Ema()
     train: Train
+    parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     preview: Preview = Preview()

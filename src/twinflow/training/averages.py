@@ -8,8 +8,10 @@ from typing import Literal
 
 from torch import nn
 
+from twinflow.pipelines.lora import has_lora
 from twinflow.recipes.sections import Ema
-from twinflow.training.ema import ParameterAverage
+from twinflow.training.ema import ParameterAverage, trained_parameters
+from twinflow.training.shards import Replaced, local, sharded
 
 
 @dataclass(kw_only=True)
@@ -54,5 +56,8 @@ class Averages:
 
 def _frozen_twin(network: nn.Module) -> nn.Module:
     """``network`` as it is now, for good; one that trains an adapter on a frozen base offers that base."""
+    if sharded(network) and not has_lora(network):
+        weights = {name: local(p) for name, p in trained_parameters(network).items()}
+        return Replaced(network, weights, {name: weight.clone() for name, weight in weights.items()})
     twin = getattr(network, "frozen_twin", None)
     return copy.deepcopy(network).requires_grad_(False) if twin is None else twin()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinflow.training.shards import Replaced, exchange, local, sharded
+
 
 class ParameterAverage:
     """A copy of ``network`` whose trained weights follow ``avg <- d avg + (1 - d) weights``.
@@ -15,7 +17,7 @@ class ParameterAverage:
     The decay warms up from 0: after each update ``d <- d + (1 - d)(decay - d) / 2``, so the first update copies
     the weights and early ones are soon forgotten (for 0.99: 0.495, 0.620, 0.690, …). :meth:`update` belongs
     after each optimiser step, however many micro-batches it had. Buffers are not averaged; parameters that
-    are not trained are shared with ``network``.
+    are not trained are shared with ``network``. Of a sharded network the average is of this process's slices.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -24,9 +26,15 @@ class ParameterAverage:
         self.decay = decay
         self.current_decay = 0.0  # of the next update
         self.updates = 0
-        self._weights = trained_parameters(network)
+        self._weights: dict[str, Tensor] = {n: local(p) for n, p in trained_parameters(network).items()}
+        self._average: dict[str, Tensor]
+        self.network: nn.Module
+        if sharded(network):
+            self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+            self.network = Replaced(network, self._weights, self._average)
+            return
         frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
-        self.network: nn.Module = copy.deepcopy(network, frozen)  # type: ignore[arg-type]
+        self.network = copy.deepcopy(network, frozen)  # type: ignore[arg-type]
         copies = dict(self.network.named_parameters())
         self._average = {name: copies[name].requires_grad_(False) for name in self._weights}
 
@@ -38,14 +46,9 @@ class ParameterAverage:
         self.current_decay += (1 - self.current_decay) * (self.decay - self.current_decay) / 2
         self.updates += 1
 
-    @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averaged and the trained weights; twice is nothing."""
-        for name, average in self._average.items():
-            weight = self._weights[name]
-            kept = weight.detach().clone()
-            weight.copy_(average)
-            average.copy_(kept)
+        exchange(self._weights, self._average)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Averaged weights, and the state of the warm-up."""

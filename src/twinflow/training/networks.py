@@ -16,6 +16,7 @@ from twinflow.training.accountant import Holdings
 from twinflow.training.averages import Averages
 from twinflow.training.ema import ParameterAverage, trained_parameters
 from twinflow.training.optim import Optimizers
+from twinflow.training.shards import leaf, local
 from twinflow.training.weights import load_weights, trained_weights
 
 Features = Callable[[nn.Module], list[Tensor]]  # those that a network shows of one row
@@ -26,6 +27,9 @@ class Trained:
     """A network that has an optimiser."""
 
     parameters: list[nn.Parameter]
+    leaves: list[
+        nn.Parameter
+    ]  # what of them is in this process, as the optimisers see it: themselves, or slices
     optimizers: Optimizers
     lr: float = 1.0  # factor on the learning rate of the run
 
@@ -33,8 +37,27 @@ class Trained:
     def of(cls, network: nn.Module, settings: Optimizer, *, lr: float = 1.0, seed: int = 0) -> Trained:
         """``seed``: of the stochastic rounding."""
         parameters = trained_parameters(network)
-        optimizers = Optimizers(parameters, settings, seed=seed)
-        return cls(parameters=list(parameters.values()), optimizers=optimizers, lr=lr)
+        leaves = {name: leaf(parameter) for name, parameter in parameters.items()}
+        return cls(
+            parameters=list(parameters.values()),
+            leaves=list(leaves.values()),
+            optimizers=Optimizers(leaves, settings, seed=seed),
+            lr=lr,
+        )
+
+    def gradients(self) -> list[Tensor]:
+        """Those that the backward pass has left, of the leaves."""
+        for parameter, own in zip(self.parameters, self.leaves, strict=True):
+            if own is not parameter:
+                own.grad = None if parameter.grad is None else local(parameter.grad)
+        return [own.grad for own in self.leaves if own.grad is not None]
+
+    def update(self) -> None:
+        """Step, and drop the gradients."""
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 class Companions:

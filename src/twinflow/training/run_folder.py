@@ -16,7 +16,16 @@ from twinflow.training.ema import ParameterAverage, trained_parameters
 from twinflow.training.protocols import Trainable
 
 # Settings that may change when a run is resumed: they say how long it is and what is seen of it.
-FREE_KEYS = ("train.steps", "train.threads", "train.force", "log", "checkpoint", "preview", "output")
+FREE_KEYS = (
+    "train.steps",
+    "train.threads",
+    "train.force",
+    "parallel",
+    "log",
+    "checkpoint",
+    "preview",
+    "output",
+)
 _PACKAGES = (
     "twinflow",
     "torch",

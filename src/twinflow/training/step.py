@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import Field, Objective, Phase, Step, only_trained
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
 from twinflow.training.offload import offloaded
-from twinflow.training.processes import Processes
+from twinflow.training.parallel import Layout
 
 
 class AutocastField:
@@ -54,7 +54,7 @@ class OptimizerStep:
     objective: Objective
     trained: Mapping[str, Trained]  # the student and other networks with an optimiser
     networks: Mapping[str, Any]  # what the objective has declared, as its step takes them
-    processes: Processes
+    layout: Layout
     guard: FiniteGuard
     generator: Generator
     clip: float | None
@@ -84,18 +84,17 @@ class OptimizerStep:
             norm = torch.stack([updates.finish() for updates in early]).norm()
             self.guard.gradient(step, norm, results)
             return results, norm
-        gradients = [p.grad for own in some for p in own.parameters if p.grad is not None]
-        self.processes.average(gradients)
-        norm = get_total_norm(gradients)
+        of_each = [own.gradients() for own in some]
+        gradients = [gradient for of_own in of_each for gradient in of_own]
+        self.layout.average(gradients)
+        norm = self.layout.norm(gradients)
         self.guard.gradient(step, norm, results)
-        for own in some:
+        for own, of_own in zip(some, of_each, strict=True):
             if self.clip is not None:
-                of_own = [p.grad for p in own.parameters if p.grad is not None]
                 clip_grads_with_norm_(
-                    own.parameters, self.clip, norm if len(some) == 1 else get_total_norm(of_own)
+                    own.leaves, self.clip, norm if len(some) == 1 else self.layout.norm(of_own)
                 )
-            own.optimizers.step()
-            own.optimizers.zero_grad()
+            own.update()
         return results, norm
 
     def _backward(self, step: int, batches: Iterable[EncodedBatch], *, count: int) -> list[Step]:

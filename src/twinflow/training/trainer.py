@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from twinflow.training.interrupt import Interruption, this_command
 from twinflow.training.metrics import MetricWindow, MetricWriter
 from twinflow.training.networks import Companions, Trained
 from twinflow.training.optim import learning_rate
+from twinflow.training.parallel import layout_of
 from twinflow.training.preview import Previewer, save_grid
 from twinflow.training.processes import Processes
 from twinflow.training.progress import ProgressDisplay
@@ -114,9 +115,14 @@ class Trainer:
             raise TwinflowError("nothing is trained: no parameter of the network has requires_grad")
         self.device = next(iter(parameters.values())).device
         network.eval()  # dropout off: student and teacher are compared row by row
-        self.averages = Averages.of(network, recipe.ema, teacher=getattr(self.objective, "teacher", "self"))
+        self.layout = layout_of(recipe, self.objective, self.processes, self.device)
         self.objective.set_shard(self.processes.rank, self.processes.world_size)
         self.examples = self._encode()
+        self.previewer = self._previewer()
+        if self.layout.sharded:
+            self._visit_sizes()
+        self.layout.place(network)  # before anything is copied: of copies there are slices alone then
+        self.averages = Averages.of(network, recipe.ema, teacher=getattr(self.objective, "teacher", "self"))
         student = Trained.of(network, recipe.optimizer, seed=recipe.train.seed)
         self.companions = Companions(
             self.objective,
@@ -128,7 +134,6 @@ class Trainer:
         )
         if recipe.train.compile:
             network.compile()
-        self.previewer = self._previewer()
         if recipe.data.cache and self.device.type == "cuda":
             leave_device(
                 self.pipe, keep=("transformer",) if self.previewer is None else ("transformer", "vae")
@@ -164,7 +169,7 @@ class Trainer:
             networks=self.companions.given(
                 lambda name, network: self._watched(name, self.pipe.field_of(network))
             ),
-            processes=self.processes,
+            layout=self.layout,
             guard=self.guard,
             generator=self.state.generator,
             clip=recipe.optimizer.clip,
@@ -221,9 +226,22 @@ class Trainer:
         self._display.stop()
         return cache
 
+    def _visit_sizes(self) -> None:
+        """Encode an example of each size: a pipeline learns of a size from a call of its network, which can't be made
+        in one process alone once the network is cut."""
+        if not isinstance(self.examples, OnlineExamples):
+            return
+        buckets: Sequence[int] = getattr(self.dataset, "bucket_of", ())
+        if len(buckets) > 0:
+            for row in {bucket: row for row, bucket in enumerate(buckets)}.values():
+                self.examples.batch([row])
+            return
+        places = order_of(self.dataset, batch=1, seed=self.recipe.train.seed).next_places()
+        self.examples.batch(places.rows, epochs=places.epochs)
+
     def _previewer(self) -> Previewer | None:
         settings = self.recipe.preview
-        if settings.every == 0 or not self.processes.is_main:
+        if settings.every == 0 or not (self.processes.is_main or self.layout.sharded):
             return None
         if not (hasattr(self.pipe, "decode") and hasattr(self.pipe, "latent_shape")):
             raise TwinflowError(
@@ -367,10 +385,12 @@ class Trainer:
         self._display.log(self.state.step, values)
 
     def _preview(self) -> None:
-        if self.previewer is None or self._writer is None:
+        if self.previewer is None:
             return
         network = self.pipe.network if self.averages.drawn is None else self.averages.drawn.network
         grids = self.previewer.draw(self._autocast(self.pipe.field_of(network)))
+        if self._writer is None:
+            return
         for nfe, grid in grids.items():
             save_grid(grid, self.folder.previews / f"step_{self.state.step:08}_nfe_{nfe:03}.png")
             self._writer.picture(self.state.step, f"nfe_{nfe}", grid)

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from twinflow.training.ema import trained_parameters
 from twinflow.training.protocols import FreezesUnused, Trainable
+from twinflow.training.shards import local
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """All that has to be saved to get ``network`` back from the pipeline it started as."""
+    """All that has to be saved to get ``network`` back from the pipeline it started as; of a sharded one the slices."""
     persistent = network.state_dict().keys() & dict(network.named_buffers()).keys()
     buffers = {name: buffer for name, buffer in network.named_buffers() if name in persistent}
-    return {**trained_parameters(network), **buffers}
+    trained = {name: local(p) for name, p in trained_parameters(network).items()}
+    return {**trained, **buffers}
 
 
 def freeze_unused(pipe: Trainable) -> list[str]:
@@ -40,7 +42,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     may be there too, from a version that trained them.
     """
     own = trained_weights(network)
-    own |= {name: p for name, p in network.named_parameters() if name in weights}
+    own |= {name: local(p) for name, p in network.named_parameters() if name in weights}
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
         raise ValueError(f"its weights have other names ({', '.join(odd[:3])}, …)")

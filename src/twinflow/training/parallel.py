@@ -1,0 +1,197 @@
+"""How the weights of a run lie in its processes: whole in each, or in shards (FSDP2).
+
+Sharded weights are ``DTensor``: each process keeps a slice of every parameter, and blocks are put together only while
+they compute. Optimisers, averages and checkpoints work on the slices, which are plain tensors; see
+:func:`twinflow.training.shards.local`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.utils import get_total_norm
+
+from twinflow.errors import TwinflowError
+from twinflow.objectives import FlowMatching, Objective
+from twinflow.pipelines.blocks import repeated_blocks
+from twinflow.recipes.sections import Recipe
+from twinflow.training.processes import Processes
+
+PATIENCE = datetime.timedelta(hours=1)  # of collectives: the others wait while one writes the pipeline
+
+
+class Replicated:
+    """Every process has all weights; gradients are averaged."""
+
+    sharded = False
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def place(self, network: nn.Module) -> None:
+        """It is whole already."""
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Replace each gradient by its mean over all processes."""
+        self._processes.average(gradients)
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """() of all ``gradients`` together."""
+        return get_total_norm(gradients)
+
+
+class Sharded:
+    """Every process has a slice of each parameter.
+
+    ``mesh``: one dimension, or ("replicate", "shard"): slices are those of the processes of a row, and rows hold
+    the same (HSDP).
+    """
+
+    sharded = True
+
+    def __init__(self, mesh: DeviceMesh, settings: Recipe) -> None:
+        self.mesh, self.settings = mesh, settings
+
+    def place(self, network: nn.Module) -> None:
+        """Cut ``network`` in place, block by block. Names of parameters stay what they are."""
+        parallel = self.settings.parallel
+        offload = OffloadPolicy()
+        if parallel.cpu_offload:
+            offload = CPUOffloadPolicy(pin_memory=self.mesh.device_type == "cuda")
+        options: dict[str, Any] = {
+            "mesh": self.mesh,
+            "mp_policy": precision_policy(self.settings),
+            "reshard_after_forward": parallel.reshard_after_forward,
+            "offload_policy": offload,
+        }
+        try:
+            for block in repeated_blocks(network):
+                fully_shard(block, **options)
+            fully_shard(network, **options)
+        except ValueError as error:
+            raise TwinflowError(f"parallel.mode: the network can't be sharded: {error}") from error
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """The backward pass has averaged them."""
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """() of the slices ``gradients`` of all processes together."""
+        device = gradients[0].device if gradients else torch.device(self.mesh.device_type)
+        square = torch.zeros((), device=device)
+        if gradients:
+            norms = torch._foreach_norm(list(gradients), 2, torch.float32)
+            square = torch.stack(list(norms)).square().sum()
+        dist.all_reduce(square, group=self.mesh.get_group("shard"))
+        return square.sqrt()
+
+
+Layout = Replicated | Sharded
+
+
+def precision_policy(recipe: Recipe) -> MixedPrecisionPolicy:
+    """What blocks are put together in, and gradients added up in.
+
+    Inputs are never cast: among them are times, which stay fp32. Under autocast fp32 weights would be cast where they
+    are used; they are cast before they travel instead.
+    """
+    cast = recipe.train.precision == "bf16" and recipe.model.dtype == "fp32"
+    return MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if cast else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+
+
+def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device: torch.device) -> Layout:
+    """The layout that ``recipe.parallel`` asks for; :class:`TwinflowError` if these processes can't form it.
+
+    A single process holds everything, whatever is asked for.
+    """
+    settings, world = recipe.parallel, processes.world_size
+    reason = _not_sharded(recipe, objective)
+    mode = settings.mode
+    if mode == "auto":
+        mode = (
+            "shard" if device.type == "cuda" and recipe.model.train == "full" and not reason else "replicate"
+        )
+    if mode == "replicate" or world == 1:
+        return Replicated(processes)
+    if reason:
+        raise TwinflowError(
+            f"parallel.mode = {settings.mode!r}: {reason}, or set parallel.mode to 'replicate'"
+        )
+    if hasattr(objective, "lockstep"):
+        objective.lockstep = True  # or a process would wait for slices that another one does not send
+    if mode == "shard":
+        return Sharded(init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)), recipe)
+    size = settings.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % size:
+        raise TwinflowError(
+            f"parallel.shard_size = {size} does not divide the {world} processes of this run: use one of "
+            f"{', '.join(str(n) for n in range(1, world + 1) if world % n == 0)}"
+        )
+    shape = (world // size, size)
+    return Sharded(init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")), recipe)
+
+
+def shares(recipe: Recipe) -> int:
+    """Among how many processes the weights will be divided, as far as can be told before the model is there."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    mode = recipe.parallel.mode
+    if mode == "auto":
+        cuda = torch.cuda.is_available() and recipe.train.device != "cpu"
+        reason = _not_sharded(recipe, recipe.build_objective())
+        mode = "shard" if cuda and recipe.model.train == "full" and not reason else "replicate"
+    if mode == "hybrid":
+        return recipe.parallel.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return world if mode == "shard" else 1
+
+
+def _not_sharded(recipe: Recipe, objective: Objective) -> str:
+    """Why this recipe can't be sharded, with a remedy; empty if it can."""
+    name = type(objective).__name__
+    if recipe.model.part != "transformer":
+        return (
+            f"model.part = {recipe.model.part!r} is small, and is not sharded: use model.part = 'transformer'"
+        )
+    if recipe.model.quantize is not None:
+        return f"weights of model.quantize = {recipe.model.quantize!r} can't be cut: set it to null"
+    if recipe.optimizer.in_backward:
+        return "sharded gradients are complete after the backward pass: set optimizer.in_backward to false"
+    if recipe.optimizer.name in ("adafactor", "muon"):
+        return (
+            f"optimizer.name = {recipe.optimizer.name!r} needs whole matrices: use adamw, radam, adamw8bit or "
+            "adamw4bit"
+        )
+    if objective.networks():
+        return f"{name} trains or keeps other networks ({', '.join(objective.networks())}), which are not sharded"
+    if not (hasattr(objective, "lockstep") or isinstance(objective, FlowMatching)):
+        return f"{name} does not call the network equally often in all processes: use another objective"
+    return ""
+
+
+@contextmanager
+def joined(*, cuda: bool) -> Iterator[Processes]:
+    """This process's place. Under ``torchrun`` the group is made, and each process gets a GPU of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Processes.current()
+        return
+    if cuda:
+        rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if rank >= count:
+            raise TwinflowError(
+                f"process {rank} of this machine has no GPU, there are {count}: use --nproc-per-node {count}"
+            )
+        torch.cuda.set_device(rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    yield Processes.current()
+    dist.destroy_process_group()  # not after an error: it would wait for the others
