@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twinflow.config import Recipe
+from twinflow.config import Recipe, load_recipe
 from twinflow.data.cache import (
     INDEX_FILE,
     RECORD_FILE,
@@ -34,8 +34,12 @@ from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
+from twinflow.training.checkpoint import CheckpointFolder
+from twinflow.training.parallel import joined
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.run_folder import RunFolder
+from twinflow.training.sharded_checkpoint import read_whole
+from twinflow.training.weights import overwrite
 
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -205,7 +209,28 @@ def longest(prompts: Sequence[str]) -> int:
 
 def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
     """Train ``recipe`` to its end, on from its last checkpoint if there is one."""
-    return build_trainer(recipe, resume=resume).run()
+    with joined(cuda=device_of(recipe) == "cuda"):
+        return build_trainer(recipe, resume=resume).run()
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> Path:
+    """Write the pipeline of a ``checkpoint`` of a run, sharded or not, to ``output``: with the averaged weights, if the
+    run has an average. ``checkpoint`` may be the folder of the run, for its latest. On the CPU, in one process."""
+    run = checkpoint if (checkpoint / "recipe.yaml").is_file() else checkpoint.absolute().parent.parent
+    if not (run / "recipe.yaml").is_file():
+        raise TwinflowError(f"{checkpoint} is no checkpoint of a run: there is no {run / 'recipe.yaml'}")
+    found = CheckpointFolder(run / "checkpoints", keep=1).latest() if run == checkpoint else checkpoint
+    if found is None or not found.is_dir():
+        raise TwinflowError(f"there is no checkpoint in {checkpoint}")
+    if output.exists():
+        raise TwinflowError(f"{output} is there already: choose another folder")
+    recipe = load_recipe(run / "recipe.yaml")
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"device": "cpu"})})
+    tensors = read_whole(found).tensors
+    model = build_model(recipe, build_dataset(recipe))
+    overwrite(model.network, {**tensors["weights"], **tensors.get("average", {})})
+    model.save_pretrained(output)
+    return output
 
 
 def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Trainer:

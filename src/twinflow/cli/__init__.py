@@ -12,7 +12,14 @@ from twinflow.cli import evaluate  # noqa: F401 - a module of commands registers
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""
     _quiet()
-    from twinflow.cli import cache, export, geneval_detector, lab, plan  # noqa: F401 - each puts its command on the app
+    from twinflow.cli import (  # noqa: F401 - each puts its command on the app
+        cache,
+        export,
+        export_checkpoint,
+        geneval_detector,
+        lab,
+        plan,
+    )
     from twinflow.cli.app import app
     from twinflow.errors import TwinflowError
 

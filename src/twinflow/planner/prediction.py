@@ -12,6 +12,7 @@ from twinflow.planner import plan_recipe
 from twinflow.planner.hardware import GPUS, Gpu
 from twinflow.planner.plan import Plan, size
 from twinflow.planner.sources import Backbone, measure_autoencoder
+from twinflow.training.parallel import shares
 from twinflow.training.watch import Prediction
 
 
@@ -27,7 +28,9 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
     gpu = gpu_at(device)
     try:
         backbone = backbone_of(model)
-        _, plan = plan_recipe(recipe, gpu=gpu, backbone=backbone, text_tokens=backbone.text_tokens)
+        _, plan = plan_recipe(
+            recipe, gpu=gpu, gpus=shares(recipe), backbone=backbone, text_tokens=backbone.text_tokens
+        )
     except Exception as error:  # a family that can't be called from its configuration is trained all the same
         return Prediction(line=f"no plan: {str(error).splitlines()[0]}", bytes=None)
     freeze_dead(model.pipe.transformer, plan)

@@ -291,6 +291,7 @@ class Checkpoint(Section):
 
     every: Every = 500
     keep: AtLeastOne = 2
+    background: bool = False  # of sharded runs: write while the training goes on, from a copy on the host
 
 
 class Log(Section):

@@ -55,12 +55,25 @@ class CheckpointFolder:
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
         """Write a checkpoint, make it the latest, and remove those beyond ``keep``."""
-        final = self.path / f"step_{step:08}"
-        hidden = self.path / f".writing-{final.name}"
-        with explained(final, needed=snapshot.nbytes, leftover=hidden):
+        self.begin(step, needed=snapshot.nbytes)
+        return self.commit(step, snapshot)
+
+    def hidden(self, step: int) -> Path:
+        """The name of a checkpoint while it is written."""
+        return self.path / f".writing-step_{step:08}"
+
+    def begin(self, step: int, *, needed: int) -> None:
+        """Make the folder :meth:`hidden`; what is put there before :meth:`commit` becomes part of the checkpoint."""
+        hidden = self.hidden(step)
+        with explained(self.path / f"step_{step:08}", needed=needed, leftover=hidden):
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
             hidden.mkdir()
+
+    def commit(self, step: int, snapshot: Snapshot) -> Path:
+        """Write ``snapshot`` there, and give it its name."""
+        final, hidden = self.path / f"step_{step:08}", self.hidden(step)
+        with explained(final, needed=snapshot.nbytes, leftover=hidden):
             for name, tensors in snapshot.tensors.items():
                 file = hidden / f"{name}.safetensors"
                 save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)

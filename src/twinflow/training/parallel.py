@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from twinflow.errors import TwinflowError
 from twinflow.objectives import FlowMatching, Objective
 from twinflow.pipelines.blocks import repeated_blocks
 from twinflow.recipes.sections import Recipe
+from twinflow.training.ema import ParameterAverage
 from twinflow.training.processes import Processes
+from twinflow.training.shards import reshard, whole
 
 PATIENCE = datetime.timedelta(hours=1)  # of collectives: the others wait while one writes the pipeline
 
@@ -39,6 +41,12 @@ class Replicated:
 
     def place(self, network: nn.Module) -> None:
         """It is whole already."""
+
+    def whole(
+        self, network: nn.Module, average: ParameterAverage | None, *, keep: bool
+    ) -> AbstractContextManager[None]:
+        """See :meth:`Sharded.whole`; there is nothing to gather."""
+        return nullcontext()
 
     def average(self, gradients: Sequence[Tensor]) -> None:
         """Replace each gradient by its mean over all processes."""
@@ -79,6 +87,17 @@ class Sharded:
             fully_shard(network, **options)
         except ValueError as error:
             raise TwinflowError(f"parallel.mode: the network can't be sharded: {error}") from error
+
+    @contextmanager
+    def whole(self, network: nn.Module, average: ParameterAverage | None, *, keep: bool) -> Iterator[None]:
+        """``network`` with plain, averaged weights on the host, where ``keep``, to be saved; all have to enter."""
+        reshard(network)
+        if average is not None:
+            average.swap()
+        with whole(network, keep=keep):
+            if average is not None:
+                average.swap()
+            yield
 
     def average(self, gradients: Sequence[Tensor]) -> None:
         """The backward pass has averaged them."""

@@ -19,6 +19,8 @@ from twinflow.training.networks import Companions
 from twinflow.training.optim import Optimizers
 from twinflow.training.processes import Processes
 from twinflow.training.randomness import random_state, restore_random_state
+from twinflow.training.sharded_checkpoint import SLICES, cut, read_slices
+from twinflow.training.shards import sharded_parameters
 from twinflow.training.weights import load_weights, trained_weights
 
 
@@ -40,7 +42,7 @@ class RunState:
     seconds: float = 0.0  # of training, for the reader of the logs
 
     def snapshot(self) -> Snapshot:
-        """All of it; every process has to take part."""
+        """All of it, of a sharded run the slices; every process has to take part."""
         optimizer, scalars = self.optimizers.state_dict()
         tensors = {"weights": trained_weights(self.network), "optimizer": optimizer}
         own = random_state(self.generator)
@@ -66,7 +68,11 @@ class RunState:
 
     def restore(self, path: Path) -> None:
         """Fill everything in place from the checkpoint ``path``; ``TwinflowError`` if it does not fit."""
-        snapshot = read_checkpoint(path)
+        snapshot, parameters = read_checkpoint(path), sharded_parameters(self.network)
+        if (path / SLICES).is_dir():
+            read_slices(path, snapshot, parameters, self.processes)
+        else:
+            cut(snapshot, parameters)
         tensors, state = snapshot.tensors, snapshot.state
         try:
             load_weights(self.network, tensors["weights"])

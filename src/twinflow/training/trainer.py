@@ -36,6 +36,8 @@ from twinflow.training.progress import ProgressDisplay
 from twinflow.training.protocols import Dataset, Drawable, Trainable
 from twinflow.training.randomness import seed_all
 from twinflow.training.run_folder import RunFolder
+from twinflow.training.sharded_checkpoint import ShardedCheckpoints
+from twinflow.training.shards import sharded_parameters
 from twinflow.training.state import RunState
 from twinflow.training.step import AutocastField, OptimizerStep, to_device
 from twinflow.training.watch import AFTER, Prediction, measured_peak
@@ -176,6 +178,11 @@ class Trainer:
             dropout=getattr(network, "dropout", nullcontext),
             offload=recipe.train.offload,
         )
+        self._sharded_checkpoints: ShardedCheckpoints | None = None
+        if self.layout.sharded:
+            self._sharded_checkpoints = ShardedCheckpoints(
+                self.folder.checkpoints, self.processes, background=recipe.checkpoint.background
+            )
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
         if self.processes.is_main:
@@ -281,6 +288,8 @@ class Trainer:
                 if self.processes.any(interruption.requested, self.device):
                     break
                 self._make_step()
+                if self._sharded_checkpoints is not None:
+                    self._sharded_checkpoints.finish(wait=False)
                 if self.prediction is not None and self.state.step - first == AFTER:
                     measured = measured_peak(self.device)
                     self._display.line(self.prediction.beside(measured, device=self.device))
@@ -295,6 +304,8 @@ class Trainer:
                     self._preview()
             if saved != self.state.step:
                 self._save()
+            if self._sharded_checkpoints is not None:
+                self._sharded_checkpoints.finish()
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -400,14 +411,19 @@ class Trainer:
     def _save(self) -> None:
         self.guard.check(wait=True)
         snapshot = self.state.snapshot()
+        if self._sharded_checkpoints is not None:
+            parameters = sharded_parameters(self.pipe.network)
+            self._checkpoint = self._sharded_checkpoints.save(self.state.step, snapshot, parameters)
+            return
         if self.processes.is_main:
             self._checkpoint = self.folder.checkpoints.save(self.state.step, snapshot)
         self.processes.barrier()
 
     def _save_pipeline(self) -> None:
         self.guard.check(wait=True)
-        if self.processes.is_main:
-            self.folder.save_pipeline(self.pipe, self.averages.drawn)
+        with self.layout.whole(self.pipe.network, self.averages.drawn, keep=self.processes.is_main):
+            if self.processes.is_main:
+                self.folder.save_pipeline(self.pipe, None if self.layout.sharded else self.averages.drawn)
         self.processes.barrier()
 
     def _result(self, status: Literal["finished", "interrupted"], *, pipeline: Path | None) -> RunResult:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from twinflow.errors import TwinflowError
 from twinflow.training.ema import trained_parameters
 from twinflow.training.protocols import FreezesUnused, Trainable
 from twinflow.training.shards import local
@@ -53,6 +54,18 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
             )
     for name, weight in own.items():
         weight.copy_(weights[name])
+
+
+@torch.no_grad()
+def overwrite(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Fill the parameters and buffers of ``network`` that ``weights`` names; ``TwinflowError`` if one does not fit."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name, weight in weights.items():
+        if name not in own or own[name].shape != weight.shape:
+            raise TwinflowError(
+                f"the checkpoint is of another model: its {name} is not in this one, or differs"
+            )
+        own[name].copy_(weight)
 
 
 def leave_device(pipe: Any, *, keep: Sequence[str]) -> None:

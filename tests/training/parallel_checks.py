@@ -1,0 +1,165 @@
+"""``python -m training.parallel_checks RANK WORLD FOLDER CHECK…``: one of the processes of test_parallel.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor
+
+from families import FAMILIES
+from twinflow.objectives import Step, TwinFlow
+from twinflow.training import Trainer
+from twinflow.training.randomness import seed_all
+from twinflow.training.shards import as_cut, local, sharded_parameters
+
+from .test_families import NO_PROMPT, Noises, opened
+from .tiny import tiny_recipe
+
+FAMILY = FAMILIES["sd3"]
+STEPS, LR, EPS = 4, 1e-2, 1e-2
+# Variants of the recipe: what is trained, and on what.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "frozen": {"objective": {"name": "twinflow", "guidance": 2.0, "teacher": "frozen"}},
+    "image_free": {"objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "image_free": True}},
+    "lora": {"model": {"path": "tiny", "train": "lora"}},
+}
+
+
+def recipe(output: Path, variant: str, *, parallel: dict[str, Any], **sections: Any) -> Any:
+    raw: dict[str, Any] = {
+        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema"},
+        # A large eps: the update is then a smooth function of the gradient, and rounding stays rounding.
+        "optimizer": {"lr": LR, "eps": EPS, "clip": 0.5},
+        "train": {"steps": STEPS, "batch": 2},
+        "checkpoint": {"every": 0},
+        "log": {"every": 1, "tensorboard": False},
+        "unconditional_prompt": NO_PROMPT,
+        "caption_dropout": 0.0,
+        "parallel": parallel,
+    }
+    return tiny_recipe(output, **(raw | VARIANTS[variant] | sections))
+
+
+def trainer(output: Path, variant: str, *, objective: Any = None, **sections: Any) -> Trainer:
+    settings = recipe(output, variant, **sections)
+    return Trainer(settings, opened(FAMILY, settings), Noises(FAMILY), objective=objective)
+
+
+class AsProcesses(TwinFlow):
+    """In one process, does with successive micro-batches what each of several processes would."""
+
+    def play(self, world: int, seed: int) -> AsProcesses:
+        self.players: list[Generator] = [seed_all(seed, rank) for rank in range(world)]
+        self.turn, self.recorded = 0, []
+        return self
+
+    def step(self, *arguments: Any, **named: Any) -> Step:
+        named["generator"] = self.players[self.turn % len(self.players)]
+        self.turn += 1
+        result = super().step(*arguments, **named)
+        self.recorded.append(float(result.loss))
+        return result
+
+
+class Recording(TwinFlow):
+    def step(self, *arguments: Any, **named: Any) -> Step:
+        result = super().step(*arguments, **named)
+        self.__dict__.setdefault("recorded", []).append(float(result.loss))
+        return result
+
+
+def built(kind: type, settings: Any) -> Any:
+    return kind(**{key: value for key, value in settings.objective.items() if key != "name"})
+
+
+def outcome(run: Trainer) -> dict[str, Any]:
+    """Weights, average and gradient norms of a run, whole and plain."""
+    cut = sharded_parameters(run.pipe.network)
+
+    def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: as_cut(local(t), cut[name]).full_tensor().detach() if name in cut else t.detach().clone()
+            for name, t in tensors.items()
+        }
+
+    weights = {name: p for name, p in run.pipe.network.named_parameters() if p.requires_grad}
+    lines = (run.folder.path / "metrics.jsonl").read_text().splitlines() if run.processes.is_main else []
+    return {
+        "weights": whole(weights),
+        "average": whole(run.averages.drawn.state_dict()[0]),
+        "norms": [json.loads(line)["gradient_norm"] for line in lines],
+        "losses": run.objective.recorded,
+    }
+
+
+def one_process(folder: Path, variant: str, world: int) -> dict[str, Any]:
+    """The oracle: the same rows, roles and random numbers, added up in one process."""
+    settings = recipe(folder, variant, parallel={}, train={"steps": STEPS, "batch": 2, "accumulate": world})
+    objective = built(AsProcesses, settings).play(world, settings.train.seed)
+    run = Trainer(settings, opened(FAMILY, settings), Noises(FAMILY), objective=objective)
+    run.run()
+    return outcome(run)
+
+
+def several(folder: Path, variant: str, parallel: dict[str, Any], **sections: Any) -> Trainer:
+    settings = recipe(folder, variant, parallel=parallel, **sections)
+    run = Trainer(settings, opened(FAMILY, settings), Noises(FAMILY), objective=built(Recording, settings))
+    run.run()
+    return run
+
+
+def check_equal(folder: Path, name: str, variant: str, parallel: dict[str, Any]) -> None:
+    """Train, and leave what came out for the test to compare."""
+    run = several(folder / f"{name}_run", variant, parallel)
+    found = outcome(run)
+    losses: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(losses, found["losses"])
+    found["losses"] = [losses[i % len(losses)][i // len(losses)] for i in range(len(losses) * STEPS)]
+    found["held"] = sum(local(p).numel() for p in run.pipe.network.parameters())
+    if dist.get_rank() == 0:
+        torch.save(found, folder / f"{name}.pt")
+
+
+def check_saved(folder: Path, name: str, steps: int, background: bool) -> None:
+    """Train ``steps`` in the run ``name`` and keep a checkpoint; twice, to go on."""
+    several(
+        folder / name,
+        "full",
+        {"mode": "shard"},
+        train={"steps": steps, "batch": 2},
+        checkpoint={"every": 2, "keep": 9, "background": background},
+    )
+
+
+CHECKS: dict[str, Any] = {
+    "replicate": lambda folder: check_equal(folder, "replicate", "full", {"mode": "replicate"}),
+    "shard": lambda folder: check_equal(folder, "shard", "full", {"mode": "shard"}),
+    "kept": lambda folder: check_equal(
+        folder, "kept", "full", {"mode": "shard", "reshard_after_forward": False, "cpu_offload": True}
+    ),
+    "frozen": lambda folder: check_equal(folder, "frozen", "frozen", {"mode": "shard"}),
+    "image_free": lambda folder: check_equal(folder, "image_free", "image_free", {"mode": "shard"}),
+    "lora": lambda folder: check_equal(folder, "lora", "lora", {"mode": "shard"}),
+    "hybrid": lambda folder: check_equal(folder, "hybrid", "full", {"mode": "hybrid", "shard_size": 2}),
+    "straight": lambda folder: check_saved(folder, "saved", 6, False),
+    "background": lambda folder: check_saved(folder, "background", 6, True),
+    "first": lambda folder: check_saved(folder, "cut", 2, False),
+    "second": lambda folder: check_saved(folder, "cut", 6, False),
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, world, place, *wanted = sys.argv[1:]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/meet_{world}_{wanted[0]}", rank=int(rank), world_size=int(world)
+    )
+    for check in wanted:
+        CHECKS[check](Path(place))
+        dist.barrier()
+    dist.destroy_process_group()
