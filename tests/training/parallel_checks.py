@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
+from torch.distributed.tensor import DTensor
 
 from families import FAMILIES
 from twinflow.objectives import Step, TwinFlow
 from twinflow.training import Trainer
 from twinflow.training.randomness import seed_all
+from twinflow.training.sharded_checkpoint import named_slices
 from twinflow.training.shards import as_cut, local, sharded_parameters
 
 from .test_families import NO_PROMPT, Noises, opened
@@ -46,11 +48,6 @@ def recipe(output: Path, variant: str, *, parallel: dict[str, Any], **sections: 
     return tiny_recipe(output, **(raw | VARIANTS[variant] | sections))
 
 
-def trainer(output: Path, variant: str, *, objective: Any = None, **sections: Any) -> Trainer:
-    settings = recipe(output, variant, **sections)
-    return Trainer(settings, opened(FAMILY, settings), Noises(FAMILY), objective=objective)
-
-
 class AsProcesses(TwinFlow):
     """In one process, does with successive micro-batches what each of several processes would."""
 
@@ -63,14 +60,14 @@ class AsProcesses(TwinFlow):
         named["generator"] = self.players[self.turn % len(self.players)]
         self.turn += 1
         result = super().step(*arguments, **named)
-        self.recorded.append(float(result.loss))
+        self.recorded.append(float(result.loss.detach()))
         return result
 
 
 class Recording(TwinFlow):
     def step(self, *arguments: Any, **named: Any) -> Step:
         result = super().step(*arguments, **named)
-        self.__dict__.setdefault("recorded", []).append(float(result.loss))
+        self.__dict__.setdefault("recorded", []).append(float(result.loss.detach()))
         return result
 
 
@@ -114,9 +111,9 @@ def several(folder: Path, variant: str, parallel: dict[str, Any], **sections: An
     return run
 
 
-def check_equal(folder: Path, name: str, variant: str, parallel: dict[str, Any]) -> None:
+def check_equal(folder: Path, name: str, variant: str, parallel: dict[str, Any], **sections: Any) -> None:
     """Train, and leave what came out for the test to compare."""
-    run = several(folder / f"{name}_run", variant, parallel)
+    run = several(folder / f"{name}_run", variant, parallel, **sections)
     found = outcome(run)
     losses: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(losses, found["losses"])
@@ -127,7 +124,7 @@ def check_equal(folder: Path, name: str, variant: str, parallel: dict[str, Any])
 
 
 def check_saved(folder: Path, name: str, steps: int, background: bool) -> None:
-    """Train ``steps`` in the run ``name`` and keep a checkpoint; twice, to go on."""
+    """Train to step ``steps`` in the run ``name``, on from its last checkpoint if it has one."""
     several(
         folder / name,
         "full",
@@ -135,6 +132,19 @@ def check_saved(folder: Path, name: str, steps: int, background: bool) -> None:
         train={"steps": steps, "batch": 2},
         checkpoint={"every": 2, "keep": 9, "background": background},
     )
+
+
+def check_back(folder: Path) -> None:
+    """Go on with what a single process has saved: first leave what is restored, whole; then train on."""
+    settings = recipe(folder / "moved", "full", parallel={"mode": "shard"}, train={"steps": 9, "batch": 2})
+    run = Trainer(settings, opened(FAMILY, settings), Noises(FAMILY), objective=built(Recording, settings))
+    run._prepare()
+    snapshot = run.state.snapshot()
+    slices = named_slices(snapshot, sharded_parameters(run.pipe.network), rank=dist.get_rank())
+    whole = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in slices.items()}
+    if dist.get_rank() == 0:
+        torch.save((run.state.step, whole), folder / "back.pt")
+    several(folder / "moved", "full", {"mode": "shard"}, train={"steps": 9, "batch": 2})
 
 
 CHECKS: dict[str, Any] = {
@@ -149,6 +159,11 @@ CHECKS: dict[str, Any] = {
     "hybrid": lambda folder: check_equal(folder, "hybrid", "full", {"mode": "hybrid", "shard_size": 2}),
     "straight": lambda folder: check_saved(folder, "saved", 6, False),
     "background": lambda folder: check_saved(folder, "background", 6, True),
+    "back": check_back,
+    "four": lambda folder: check_equal(folder, "four", "full", {"mode": "shard"}),
+    "few_bits": lambda folder: check_equal(
+        folder, "few_bits", "full", {"mode": "shard"}, optimizer={"name": "adamw8bit", "lr": LR, "eps": EPS}
+    ),
     "first": lambda folder: check_saved(folder, "cut", 2, False),
     "second": lambda folder: check_saved(folder, "cut", 6, False),
 }

@@ -1,0 +1,319 @@
+"""Sharded and replicated runs of two and four processes: equal to one process, exactly resumable, in any number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from twinflow.config import make_recipe, recipe_dict
+from twinflow.errors import TwinflowError
+from twinflow.training.checkpoint import Snapshot
+from twinflow.training.metrics import read_metrics
+from twinflow.training.parallel import layout_of
+from twinflow.training.processes import Processes
+from twinflow.training.sharded_checkpoint import read_whole
+
+from .parallel_checks import STEPS, one_process, several
+from .tiny import tiny_recipe
+
+TESTS = Path(__file__).parents[1]
+
+# Unit roundoff of fp32 is 6e-8. Sums of up to 2**9 terms in another order give gradients, losses and norms that differ
+# by some roundoffs, at most sqrt(2**9) of them as a rule: 1.4e-6 of their size. The gradient is clipped to a norm of
+# 0.5, and Adam with the large eps moves a weight by at most lr / eps = 1 times the gradient's error: 7e-7 a step.
+RELATIVE = 22 * 6e-8
+WEIGHTS = STEPS * 0.5 * RELATIVE
+
+TWO = ["replicate", "shard", "kept", "frozen", "image_free", "lora", "few_bits"]
+SAVED = ["straight", "background", "first", "second"]
+
+
+def together(world: int, folder: Path, checks: list[str]) -> None:
+    """Run ``checks`` in ``world`` processes."""
+    command = [sys.executable, "-m", "training.parallel_checks"]
+    logs = [folder / f"log_{world}_{checks[0]}_{rank}" for rank in range(world)]
+    running = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder), *checks],
+            cwd=TESTS,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("parallel")
+    together(2, place, TWO + SAVED)
+    return place
+
+
+def assert_equal(found: dict[str, Any], oracle: dict[str, Any]) -> None:
+    for group in ("weights", "average"):
+        assert found[group].keys() == oracle[group].keys()
+        for name, value in oracle[group].items():
+            torch.testing.assert_close(found[group][name], value, rtol=0, atol=WEIGHTS, msg=name)
+    assert len(found["norms"]) == STEPS
+    assert found["norms"] == pytest.approx(oracle["norms"], rel=RELATIVE)
+    assert found["losses"] == pytest.approx(oracle["losses"], rel=RELATIVE)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def of(variant: str, world: int) -> dict[str, Any]:
+        if (variant, world) not in made:
+            made[variant, world] = one_process(tmp_path_factory.mktemp("one"), variant, world)
+        return made[variant, world]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["replicate", "shard", "kept", "frozen", "image_free", "lora"])
+def test_two_processes_are_one(name: str, folder: Path, oracle: Any) -> None:
+    """Losses, norms before the clip, weights and average; ``kept``: on the host, and not cut again in between."""
+    found = torch.load(folder / f"{name}.pt")
+    expected = oracle(name if name in ("frozen", "image_free", "lora") else "full", 2)
+    assert_equal(found, expected)
+    assert max(expected["norms"]) > 0.5 or name == "lora", "the clip has an effect"
+
+
+@pytest.mark.slow
+def test_each_process_holds_its_share(folder: Path) -> None:
+    assert torch.load(folder / "shard.pt")["held"] * 2 == torch.load(folder / "replicate.pt")["held"]
+
+
+@pytest.mark.slow
+def test_moments_in_few_bits_follow_the_ordinary_ones(folder: Path) -> None:
+    """Blocks of moments are those of the slices. Their code has 7 bits below its scale: a few per cent of each step."""
+    found, exact = torch.load(folder / "few_bits.pt"), torch.load(folder / "shard.pt")
+    torch.testing.assert_close(found["norms"][:1], exact["norms"][:1], rtol=RELATIVE, atol=0)
+    for name, weight in exact["weights"].items():
+        assert (found["weights"][name] - weight).abs().max() < 0.05 * 1e-2 * STEPS, name
+
+
+@pytest.mark.slow
+def test_four_processes_are_one(tmp_path: Path, oracle: Any) -> None:
+    together(4, tmp_path, ["four", "hybrid"])
+    for name, parts in (("four", 4), ("hybrid", 2)):
+        found = torch.load(tmp_path / f"{name}.pt")
+        assert_equal(found, oracle("full", 4))
+        whole = sum(p.numel() for p in found["weights"].values())
+        assert found["held"] < whole / parts * 1.1
+
+
+def everything(snapshot: Snapshot) -> dict[str, Any]:
+    state = {key: value for key, value in snapshot.state.items() if key != "seconds"}
+    return {"state": state} | {
+        f"{g}/{n}": t for g, group in snapshot.tensors.items() for n, t in group.items()
+    }
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = everything(read_whole(one)), everything(read_whole(other))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        assert same, key
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
+    """Bit for bit, also where checkpoints were written in the background."""
+    straight = folder / "saved" / "checkpoints"
+    assert_same(straight / "step_00000006", folder / "cut" / "checkpoints" / "step_00000006")
+    for step in (2, 4, 6):
+        assert_same(straight / f"step_{step:08}", folder / "background" / "checkpoints" / f"step_{step:08}")
+    assert (folder / "background" / "checkpoints" / "latest").read_text().strip() == "step_00000006"
+    assert not list(folder.glob("*/checkpoints/.*"))
+
+
+@pytest.mark.slow
+def test_two_to_one_to_two(folder: Path) -> None:
+    """One process goes on with what two have saved, and two with what it has saved: nothing is changed in between."""
+    run = shutil.copytree(folder / "saved", folder / "moved")
+    saved = everything(read_whole(run / "checkpoints" / "step_00000006"))
+    one = several(run, "full", {"mode": "shard"}, train={"steps": 6, "batch": 2})
+    held = {f"{g}/{n}": t for g, group in one.state.snapshot().tensors.items() for n, t in group.items()}
+    for key, value in held.items():
+        if not key.startswith("random_"):
+            assert torch.equal(value, saved[key]), key
+    several(run, "full", {"mode": "shard"}, train={"steps": 8, "batch": 2})
+    latest = run / "checkpoints" / "step_00000008"
+    assert not (latest / "slices").exists(), "a single process writes plain files"
+    together(2, folder, ["back"])
+    step, restored = torch.load(folder / "back.pt")
+    assert step == 8
+    plain = everything(read_whole(latest))
+    assert all(torch.equal(value, plain[key]) for key, value in restored.items())
+    assert {key for key in plain if not key.startswith(("random_", "state"))} == restored.keys()
+    assert read_whole(run / "checkpoints" / "step_00000009").state["order"] == {"rows": 6 * 4 + 2 * 2 + 4}
+
+
+# The command, under torchrun
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, "--max-restarts", str(restarts), *arguments],
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def pid_of(rank: int, *, parent: int) -> int:
+    """The process that ``torchrun`` has started for ``rank``."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            own = (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent)
+            if own and f"RANK={rank}" in (entry / "environ").read_text().split("\0"):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError("there is no such process")
+
+
+RECIPE = """
+model: shapeworld-tiny
+data: {{kind: shapeworld, length: 4}}
+objective: {{name: twinflow}}
+train: {{steps: 5, batch: 2, threads: 1}}
+parallel: {{mode: shard}}
+checkpoint: {{every: 2}}
+log: {{every: 1, tensorboard: false}}
+output: {output}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+def test_killed_and_restarted(tmp_path: Path) -> None:
+    """kill -9 of one process; torchrun starts all again, and they go on: as if nothing had been."""
+    for name in ("straight", "killed"):
+        (tmp_path / f"{name}.yaml").write_text(RECIPE.format(output=tmp_path / name))
+    with torchrun("-m", "twinflow", "train", str(tmp_path / "straight.yaml")) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    with torchrun("-m", "twinflow", "train", str(tmp_path / "killed.yaml"), restarts=1) as run:
+        lines = []
+        assert run.stdout is not None
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("step 3/5") and sum("step 3/5" in one for one in lines) == 1:
+                os.kill(pid_of(1, parent=run.pid), signal.SIGKILL)
+    said = "".join(lines)
+    assert run.returncode == 0, said
+    assert "resumed at step 2" in said
+    assert_same(*(tmp_path / name / "checkpoints" / "step_00000005" for name in ("straight", "killed")))
+    pipelines = [tmp_path / name / "pipeline" for name in ("straight", "killed")]
+    files = sorted(file.relative_to(pipelines[0]) for file in pipelines[0].rglob("*.safetensors"))
+    assert any("transformer" in str(file) for file in files)
+    for file in files:
+        assert (pipelines[0] / file).read_bytes() == (pipelines[1] / file).read_bytes(), file
+    steps = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5]
+
+    exported = tmp_path / "exported"
+    program = [sys.executable, "-m", "twinflow", "export-checkpoint", str(tmp_path / "killed"), str(exported)]
+    subprocess.run(program, check=True, capture_output=True)
+    for file in files:
+        assert (pipelines[0] / file).read_bytes() == (exported / file).read_bytes(), file
+
+
+FAILING = """
+import sys, torch.distributed as dist
+from training.tiny import Colors, TinyPipeline, tiny_recipe
+from twinflow.objectives import TwinFlow
+from twinflow.training import Trainer
+from twinflow.training.parallel import joined
+
+class Failing(TwinFlow):
+    def step(self, *arguments, **named):
+        if dist.get_rank() == 1 and self._at == 2:
+            raise RuntimeError("the sky has fallen")
+        return super().step(*arguments, **named)
+
+with joined(cuda=False):
+    recipe = tiny_recipe(sys.argv[1], parallel={"mode": "shard"})
+    Trainer(recipe, TinyPipeline(), Colors(), objective=Failing(guidance=0.3)).run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
+    program = tmp_path / "failing.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{FAILING}")
+    with torchrun(str(program), str(tmp_path / "run")) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode != 0
+    assert "the sky has fallen" in said
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"parallel": {"mode": "hybrid", "shard_size": 3}}, "shard_size = 3 does not divide the 4 processes"),
+        ({"parallel": {"mode": "hybrid", "shard_size": 8}}, "use one of 1, 2, 4"),
+        ({"optimizer": {"name": "muon"}}, "'muon' needs whole matrices"),
+        ({"optimizer": {"name": "adafactor"}}, "'adafactor' needs whole matrices"),
+        ({"optimizer": {"in_backward": True, "clip": None}}, "set optimizer.in_backward to false"),
+        ({"objective": {"name": "dmd2"}}, "trains or keeps other networks"),
+        ({"objective": {"name": "mean_flow", "guidance": 0.0}}, "does not call the network equally often"),
+    ],
+)
+def test_what_can_not_be_sharded(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, **({"parallel": {"mode": "shard"}} | sections))
+    place = Processes(rank=0, world_size=4)
+    with pytest.raises(TwinflowError, match=message) as caught:
+        layout_of(recipe, recipe.build_objective(), place, torch.device("cpu"))
+    assert (
+        "shard_size" in message or "parallel.mode to 'replicate'" in str(caught.value) or "use one" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"mode": "zero"}, "parallel.mode"),
+        ({"shard_size": 2}, "is for parallel.mode = 'hybrid'"),
+        (
+            {"mode": "replicate", "cpu_offload": True},
+            "cpu_offload is for parallel.mode = 'shard' or 'hybrid'",
+        ),
+        ({"mode": "hybrid", "shard_size": 0}, "shard_size"),
+    ],
+)
+def test_bad_recipes(parallel: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TwinflowError, match=message):
+        tiny_recipe(tmp_path, parallel=parallel)
+
+
+def test_one_process_is_never_sharded(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, parallel={"mode": "shard"})
+    assert make_recipe(recipe_dict(recipe)) == recipe
+    layout = layout_of(recipe, recipe.build_objective(), Processes(), torch.device("cpu"))
+    assert not layout.sharded
