@@ -35,7 +35,7 @@ from twinflow.pipelines.new import Architecture, new_pipeline
 from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
-from twinflow.training.parallel import joined
+from twinflow.training.joining import joined
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.run_folder import RunFolder
 from twinflow.training.sharded_checkpoint import read_whole

@@ -7,7 +7,6 @@ they compute. Optimisers, averages and checkpoints work on the slices, which are
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,8 +26,6 @@ from twinflow.recipes.sections import Recipe
 from twinflow.training.ema import ParameterAverage
 from twinflow.training.processes import Processes
 from twinflow.training.shards import reshard, whole
-
-PATIENCE = datetime.timedelta(hours=1)  # of collectives: the others wait while one writes the pipeline
 
 
 class Replicated:
@@ -196,21 +193,3 @@ def _not_sharded(recipe: Recipe, objective: Objective) -> str:
     if not (hasattr(objective, "lockstep") or isinstance(objective, FlowMatching)):
         return f"{name} does not call the network equally often in all processes: use another objective"
     return ""
-
-
-@contextmanager
-def joined(*, cuda: bool) -> Iterator[Processes]:
-    """This process's place. Under ``torchrun`` the group is made, and each process gets a GPU of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield Processes.current()
-        return
-    if cuda:
-        rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if rank >= count:
-            raise TwinflowError(
-                f"process {rank} of this machine has no GPU, there are {count}: use --nproc-per-node {count}"
-            )
-        torch.cuda.set_device(rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    yield Processes.current()
-    dist.destroy_process_group()  # not after an error: it would wait for the others
