@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from twinflow.data.loader import EncodedBatch
-from twinflow.objectives import STUDENT, Phase, TwinFlow
+from twinflow.objectives import STUDENT, Objective, TwinFlow
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.planner.plan import Planner
 from twinflow.planner.prediction import backbone_of
+from twinflow.planner.run import checkpointed
+from twinflow.planner.schedule import count_steps
 from twinflow.planner.setup import Setup
-from twinflow.planner.step import StepProfile, _checkpointed, count_rows
+from twinflow.planner.step import StepProfile
 from twinflow.planner.tracker import StorageTracker
 from twinflow.recipes.sections import Ema, Optimizer
-from twinflow.training.ema import trained_parameters
+from twinflow.training.averages import Averages
 from twinflow.training.finite import FiniteGuard
-from twinflow.training.networks import Trained
-from twinflow.training.optim import Optimizers
-from twinflow.training.parallel import Replicated
+from twinflow.training.networks import Companions, Trained
 from twinflow.training.processes import Processes
-from twinflow.training.step import OptimizerStep
+from twinflow.training.step import AutocastField, OptimizerStep
 
 
 def objective() -> TwinFlow:
@@ -48,45 +50,66 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
     )
 
 
-def planned(pipe: AnyStepPipeline, setup: Setup) -> StepProfile:
-    return Planner(backbone_of(pipe), objective()).profile(setup)
+def planned(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = None) -> StepProfile:
+    return Planner(backbone_of(pipe), method or objective()).profile(setup)
 
 
-def measured(pipe: AnyStepPipeline, setup: Setup) -> int:
-    """Bytes beyond weights and states at the peak of the second step, at the rows that the plan takes."""
-    network = pipe.pipe.transformer
-    freeze_parameters(network, setup.freeze)
-    parameters = trained_parameters(pipe.network)
-    weights, optimizers = list(parameters.values()), Optimizers(parameters, setup.optimizer)
-    method = objective()
-    _, state, generator = count_rows(method, setup.batch)
+def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = None) -> int:
+    """Bytes beyond weights and states at the peak of a step that has its states, at the rows that the plan takes."""
+    method = method or objective()
+    network, transformer = pipe.network, pipe.pipe.transformer
+    freeze_parameters(transformer, setup.freeze)
+    teacher = Averages.of(network, setup.ema, teacher=getattr(method, "teacher", "self")).teacher
+    student = Trained.of(network, setup.optimizer)
+    with torch.no_grad():
+        cond, uncond = pipe.encode_prompts(["a"] * setup.batch), pipe.encode_prompts(["a"])
+
+    def field_of(name: str, copy: nn.Module) -> Any:
+        field = pipe.field_of(copy)
+        autocast = AutocastField(field, device=torch.device("cpu"), dtype=torch.bfloat16)
+        return autocast if setup.autocast else field
+
+    def features(source: nn.Module) -> list[Tensor]:
+        x = torch.zeros(1, *pipe.latent_shape)
+        with torch.no_grad():
+            return field_of("", source).features(x, torch.ones(1), pipe.encode_prompts(["a"]))
+
+    companions = Companions(
+        method, network, setup.optimizer, teacher=teacher, features=features, seed=0
+    )
+    trained = {STUDENT: student, **companions.trained}
+    networks = [network, *companions.networks.values(), *([teacher] if teacher is not None else [])]
+    generator = torch.Generator()
     step = OptimizerStep(
-        field=pipe.field,
-        teacher=None,
+        field=field_of(STUDENT, network),
+        teacher=None if teacher is None else field_of("teacher", teacher),
         objective=method,
-        trained={STUDENT: Trained(parameters=weights, leaves=weights, optimizers=optimizers)},
-        networks={},
-        layout=Replicated(Processes()),
+        trained=trained,
+        networks=companions.given(field_of),
+        processes=Processes(),
         guard=FiniteGuard(),
         generator=generator,
         clip=setup.optimizer.clip,
         offload=setup.offload,
     )
-    with torch.no_grad():
-        cond, uncond = pipe.encode_prompts(["a"] * setup.batch), pipe.encode_prompts(["a"])
-    start = generator.get_state()
     peak = 0
-    for _ in range(2):  # the first one makes the states
-        method.load_state_dict(state)
-        generator.set_state(start)
-        tracker = StorageTracker()
-        tracker.ignore([*pipe.network.parameters(), *pipe.network.buffers()])
-        checkpointing = _checkpointed(network) if setup.checkpointing else torch.enable_grad()
-        with checkpointing, tracker:
-            x = torch.zeros(setup.batch, *pipe.latent_shape)
-            step(1, [EncodedBatch(x=x, cond=cond, uncond=uncond)], phase=Phase(), count=1, lr=1e-4)
-            del x
-        peak = tracker.peak
-    if optimizers.in_backward is not None:
-        optimizers.in_backward.remove()
+    with ExitStack() as stack:
+        for some in networks if setup.checkpointing else []:
+            if hasattr(some, "transformer"):
+                stack.enter_context(checkpointed(some.transformer))
+        for entry in count_steps(method, setup.batch):
+            for _ in range(2):  # the first one makes the states
+                generator.set_state(entry.begin(method).get_state())
+                tracker = StorageTracker()
+                for some in networks:
+                    tracker.ignore([*some.parameters(), *some.buffers()])
+                with tracker:
+                    x = torch.zeros(setup.batch, *pipe.latent_shape)
+                    data = [EncodedBatch(x=x, cond=cond, uncond=uncond)]
+                    step(1, data, phase=entry.phase, count=1, lr=1e-4)
+                    del x, data
+            peak = max(peak, tracker.peak)
+    for own in trained.values():
+        if own.optimizers.in_backward is not None:
+            own.optimizers.in_backward.remove()
     return peak

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,17 +35,23 @@ def trunk(transformer: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def tapped(transformer: nn.Module, *, taps: int = TAPS) -> Iterator[list[Tensor]]:
-    """Collect, during a block of code, the features (B, N, D) of the trunk, shallow to deep, of one call."""
-    blocks = trunk(transformer)
-    count = min(taps, len(blocks))
+def tapped(
+    transformer: nn.Module, *, taps: int = TAPS, blocks: Sequence[nn.Module] | None = None
+) -> Iterator[list[Tensor]]:
+    """Collect, during a block of code, the features (B, N, D) of the trunk, shallow to deep, of one call.
+
+    ``blocks``: take those of these, from input to output, instead.
+    """
     features: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         features.append(_picture_stream(args, named, output))
 
-    chosen = [blocks[len(blocks) * (i + 1) // count - 1] for i in range(count)]
-    handles = [block.register_forward_hook(keep, with_kwargs=True) for block in chosen]
+    if blocks is None:
+        whole = trunk(transformer)
+        count = min(taps, len(whole))
+        blocks = [whole[len(whole) * (i + 1) // count - 1] for i in range(count)]
+    handles = [block.register_forward_hook(keep, with_kwargs=True) for block in blocks]
     try:
         yield features
     finally:

@@ -82,12 +82,15 @@ class Call:
         frames = (self.latents.frames or 1) // (size[0] if self.latents.frames else 1)
         return frames * (self.latents.height // size[1]) * (self.latents.width // size[1])
 
-    def __call__(self, rows: int) -> Tensor:
-        """Output of the transformer for ``rows`` rows, inside the network's fake mode."""
+    def __call__(self, rows: int, *, gradient: bool = False) -> Tensor:
+        """Output of the transformer for ``rows`` rows, inside the network's fake mode.
+
+        ``gradient``: whether the state wants one.
+        """
         from twinflow.pipelines.target_time import has_target_time, times
 
         module = self.network.module
-        arguments = self.arguments(rows)
+        arguments = self.arguments(rows, gradient=gradient)
         if has_target_time(module):
             with times(module, t=torch.rand(rows), r=torch.rand(rows)):
                 output = module(**arguments)
@@ -124,9 +127,9 @@ class Call:
                 handle.remove()
         return {kind: tuple(sorted(n for n, many in seen.items() if many == kind)) for kind in (True, False)}
 
-    def arguments(self, rows: int) -> dict[str, Any]:
+    def arguments(self, rows: int, *, gradient: bool = False) -> dict[str, Any]:
         """By name, for the call with ``rows`` rows."""
-        makers = self._makers(rows)
+        makers = self._makers(rows, gradient)
         found: dict[str, Any] = {}
         for name, parameter in inspect.signature(type(self.network.module).forward).parameters.items():
             maker = makers.get(name)
@@ -136,7 +139,7 @@ class Call:
                 raise TwinflowError(f"nothing is known of the argument {name}")
         return found
 
-    def _makers(self, rows: int) -> dict[str, Callable[[], Any]]:
+    def _makers(self, rows: int, gradient: bool) -> dict[str, Callable[[], Any]]:
         network, config, length = self.network, self.network.config, self.text_tokens
         dtype = network.dtype
         parameters = inspect.signature(type(network.module).forward).parameters
@@ -145,7 +148,7 @@ class Call:
         axes = len(config.get("axes_dims_rope") or ())
 
         def state() -> Any:
-            made = torch.randn(rows, *self.state_shape, dtype=dtype)
+            made = torch.randn(rows, *self.state_shape, dtype=dtype, requires_grad=gradient)
             return list(made.unbind()) if self.form == "list" else made
 
         def text() -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,6 +122,12 @@ class FakeNetwork:
             blocks=len(blocks),
             names=names,
         )
+
+    def twin(self) -> FakeNetwork:
+        """A copy with parameters of its own."""
+        with self.mode, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return copy.deepcopy(self)
 
     def parameters(self, *, trained: bool | None = None) -> int:
         """How many, of the whole network."""

@@ -128,12 +128,6 @@ class Planner:
     """Plans one backbone under one objective; what was measured once is not measured again."""
 
     def __init__(self, backbone: Backbone, objective: Any) -> None:
-        others = objective.networks() if hasattr(objective, "networks") else {}
-        if others:
-            raise TwinflowError(
-                f"{type(objective).__name__} trains with {', '.join(others)} beside the student: plans are made for "
-                "objectives of one network; the comparison table of a TwinFlow plan has DMD2's three"
-            )
         self.backbone, self.objective = backbone, objective
         self._networks: dict[Any, FakeNetwork] = {}
         self._calls: dict[Any, Call] = {}

@@ -15,6 +15,7 @@ class Stretch:
     segment: Segment
     count: int
     gradients: int  # bytes of the parameters' gradients in the segment's change
+    more: int = 0  # bytes by which the change of the whole network differs from that of the shortened one
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Timeline:
         if top > self.peak:
             self.peak, self.peak_at = top, segment.label
             self.gradients_at_peak = self.gradients + before * max(gradients, 0) + max(stretch.gradients, 0)
-        self.live += stretch.count * change
+        self.live += stretch.count * change + stretch.more
         self.gradients += stretch.count * gradients
         self.host_peak = max(self.host_peak, self.host + max(stretch.count * segment.host, 0))
         self.host += stretch.count * segment.host

@@ -29,6 +29,7 @@ class Segment:
     rise: int = 0  # highest point over its start
     flops: int = 0
     host: int = 0  # bytes moved to the host, less those brought back
+    freed: dict[int, int] = field(default_factory=dict)  # bytes, by the number of the segment that made them
 
 
 @dataclass
@@ -46,6 +47,7 @@ class StorageTracker(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         self._known: dict[int, Any] = {}  # by the address of the storage object
+        self._sizes: dict[int, int] = {}  # counted bytes, likewise
         self._start = 0
         self._busy = False
 
@@ -58,6 +60,13 @@ class StorageTracker(TorchDispatchMode):
         """Count tensors that were made outside."""
         for tensor in tensors:
             self._register(tensor.untyped_storage(), counted=True)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Count ``tensor`` no longer, though it is still there: something else that is counted takes its place."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._sizes:
+            self._change(-self._sizes[key])
+            self._sizes[key] = 0
 
     def mark(self, label: str) -> None:
         """End the present segment and begin another."""
@@ -87,13 +96,16 @@ class StorageTracker(TorchDispatchMode):
         key = storage._cdata
         if key in self._known:
             return
-        size = storage.nbytes() if counted else 0
+        size, born = storage.nbytes() if counted else 0, len(self.segments) - 1
 
         def freed(_: Any) -> None:
             del self._known[key]
-            self._change(-size)
+            left = self._sizes.pop(key)
+            self._change(-left)
+            freed_here = self.segments[-1].freed
+            freed_here[born] = freed_here.get(born, 0) + left
 
-        self._known[key] = weakref.ref(storage, freed)
+        self._known[key], self._sizes[key] = weakref.ref(storage, freed), size
         self._change(size)
 
     def _change(self, size: int) -> None:
