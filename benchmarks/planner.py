@@ -22,7 +22,7 @@ from twinflow.objectives import TwinFlow
 from twinflow.planner import Backbone, Plan, Planner, Setup, find_remedies, gpu_named
 from twinflow.planner.comparison import compare
 from twinflow.planner.plan import size
-from twinflow.recipes.sections import Ema, Optimizer
+from twinflow.recipes.sections import Ema, Lora, Optimizer
 
 QWEN = "qwen-image"
 ADAFACTOR = Optimizer(name="adafactor", in_backward=True, clip=None)
@@ -30,7 +30,13 @@ FOUR = Optimizer(name="adamw4bit", in_backward=True, clip=None)
 EIGHT = Optimizer(name="adamw8bit", in_backward=True, clip=None)
 # Name, GPU, how many, changes.
 RUNGS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
-    ("LoRA of rank 16", "a6000-48", 1, {"lora_rank": 16, "optimizer": Optimizer()}),
+    (
+        "NF4 and a LoRA of rank 16",
+        "rtx4090-24",
+        1,
+        {"lora": Lora(), "quantize": "nf4", "optimizer": Optimizer()},
+    ),
+    ("LoRA of rank 16", "a6000-48", 1, {"lora": Lora(), "optimizer": Optimizer()}),
     ("Adafactor, offload", "a6000-48", 1, {"optimizer": ADAFACTOR, "offload": True}),
     ("4-bit AdamW", "h100-80", 1, {"optimizer": FOUR}),
     ("4-bit AdamW, offload, batch 16", "h100-80", 1, {"optimizer": FOUR, "offload": True, "batch": 16}),
@@ -38,6 +44,12 @@ RUNGS: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("8-bit AdamW", "h200-141", 1, {"optimizer": EIGHT}),
     ("8-bit AdamW, bf16 average", "h200-141", 1, {"optimizer": EIGHT, "ema": Ema()}),
     ("FSDP2, 8-bit AdamW, clip", "h100-80", 8, {"optimizer": Optimizer(name="adamw8bit")}),
+    (
+        "FSDP2, fp32 weights under autocast, AdamW, clip",
+        "h100-80",
+        8,
+        {"optimizer": Optimizer(), "dtype": "fp32", "autocast": True},
+    ),
 )
 MODELS = ("sana-1.6b", "sd3.5-medium", "z-image", "wan2.1-14b")
 
@@ -73,11 +85,11 @@ def main() -> None:
                 for pixels in (512, 1024):
                     setup = replace(start, height=pixels, width=pixels, **changes)
                     plan = timed(planner, setup, gpu, gpus)
-                    results["rungs"].append({"rung": rung, **plan.to_json(), "compared": rows(plan)})
+                    results["rungs"].append({"rung": rung, **plan.to_json(), "compared": rows(planner, plan)})
                     show(f"{rung} at {pixels}", plan)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")
         plan = timed(planner, start, "h100-80", 1)
-        entry = {**plan.to_json(), "compared": rows(plan), "remedies": []}
+        entry = {**plan.to_json(), "compared": rows(planner, plan), "remedies": []}
         if not plan.fits:
             for tried in find_remedies(planner, plan):
                 entry["remedies"].append({"change": tried.remedy.overrides, **tried.plan.to_json()})
@@ -94,8 +106,8 @@ def timed(planner: Planner, setup: Setup, gpu: str, gpus: int) -> Plan:
     return plan
 
 
-def rows(plan: Plan) -> list[dict[str, Any]]:
-    return [row.__dict__ for row in compare(plan)]
+def rows(planner: Planner, plan: Plan) -> list[dict[str, Any]]:
+    return [row.__dict__ for row in compare(planner, plan)]
 
 
 def show(name: str, plan: Plan) -> None:

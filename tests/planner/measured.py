@@ -74,9 +74,7 @@ def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = Non
         with torch.no_grad():
             return field_of("", source).features(x, torch.ones(1), pipe.encode_prompts(["a"]))
 
-    companions = Companions(
-        method, network, setup.optimizer, teacher=teacher, features=features, seed=0
-    )
+    companions = Companions(method, network, setup.optimizer, teacher=teacher, features=features, seed=0)
     trained = {STUDENT: student, **companions.trained}
     networks = [network, *companions.networks.values(), *([teacher] if teacher is not None else [])]
     generator = torch.Generator()

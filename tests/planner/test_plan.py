@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Size
 from typer.testing import CliRunner
 
 from twinflow.cli import plan as _plan  # noqa: F401 - adds its command
 from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
-from twinflow.objectives import FlowMatching, TwinFlow
+from twinflow.objectives import FlowMatching, Objective, TwinFlow
+from twinflow.objectives.dmd2 import DMD2
 from twinflow.planner import Backbone, Planner, Setup, find_remedies, gpu_named, plan_recipe, recipe_for
 from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
-from twinflow.planner.step import count_rows
-from twinflow.recipes.sections import Ema, Optimizer
+from twinflow.planner.schedule import Schedule, count_steps
+from twinflow.recipes.sections import Ema, Lora, Optimizer
 
 # Parameters without the target-time branch, and forward TFLOP of one row at 512 pixels and 256 text tokens, as
 # measured for docs/scaling.md on the real configurations by other means (the meta device, torch's FLOP counter).
@@ -74,19 +76,34 @@ def test_qwen_image_on_one_gpu() -> None:
         "transformer_blocks.*.img_mod",
         "transformer_blocks.*.txt_mod",
     ]
-    three = compare(plan)[1]
+    three = compare(planner, plan)[1]
     assert three.peak > 2 * plan.peak * 0.9
     assert not three.fits
 
 
+def schedule(objective: Objective, batch: int) -> Schedule:
+    return Schedule.mean(count_steps(objective, batch))
+
+
 def test_the_schedule_is_the_objectives() -> None:
-    lean, _, _ = count_rows(TwinFlow(teacher="self", guidance=0.5, delta=1e-6, tangent_gap=1.0), 4)
+    lean = schedule(TwinFlow(teacher="self", guidance=0.5, delta=1e-6, tangent_gap=1.0), 4)
     # Of four rows: one sample, two guided twice, three jumps twice, and two for the rectification.
-    assert (lean.calls, lean.rows) == (4, 13 / 4)
-    plain, _, _ = count_rows(FlowMatching(), 4)
-    assert (plain.calls, plain.rows) == (1, 0)
-    ema, _, _ = count_rows(TwinFlow(teacher="ema"), 4)
+    assert (lean.calls, lean.rows) == pytest.approx((4, 13 / 4))
+    plain = schedule(FlowMatching(), 4)
+    assert (plain.calls, plain.rows) == pytest.approx((1, 0))
+    ema = schedule(TwinFlow(teacher="ema"), 4)
     assert 0 < ema.teacher_rows < ema.rows
+
+
+def test_phases_of_several_networks_are_counted() -> None:
+    critic, student = count_steps(DMD2(times=(1.0,), guidance=2.0), 4)
+    assert critic.phase.trains == ("fake_score", "discriminator")
+    assert (critic.share, student.share) == (50 / 60, 10 / 60)
+    # A sample, the fake score's own call, and the judgement of real and fake together.
+    assert (critic.schedule.calls, critic.schedule.rows) == (3, 1)
+    # A sample and its judgement; the teacher guided, in two rows, and the fake score.
+    assert (student.schedule.calls, student.schedule.rows) == (4, 3)
+    assert student.schedule.teacher_rows == 2
 
 
 def test_memory_adds_up_and_changes_as_it_should(sana: Planner) -> None:
@@ -106,6 +123,67 @@ def test_memory_adds_up_and_changes_as_it_should(sana: Planner) -> None:
     assert {c.name: c.bytes for c in eight.components}["optimiser states"] == sizes["optimiser states"] // 8
 
 
+def test_sharding_casts_weights_as_they_travel(sana: Planner) -> None:
+    """fp32 weights under autocast: blocks and activations as with bf16 weights; what stays is fp32, and shared."""
+    gpu, start = gpu_named("h100-80"), setup("sana-0.6b", batch=2, checkpointing=True)
+    sizes = [
+        {c.name: c.bytes for c in sana.plan(some, gpu, 8).components}
+        for some in (start, replace(start, dtype="fp32", autocast=True))
+    ]
+    assert sizes[1]["weights"] == pytest.approx(2 * sizes[0]["weights"], rel=0.01)
+    assert sizes[1]["optimiser states"] == pytest.approx(2 * sizes[0]["optimiser states"], rel=0.01)
+    assert sizes[1]["unsharded blocks"] == sizes[0]["unsharded blocks"]
+    passing = [size["activations"] + size["gradients"] for size in sizes]
+    # Slices of the gradients are fp32 instead of bf16; at the peak most of them are there.
+    assert passing[1] - passing[0] == pytest.approx(2 * sana.network(start).parameters() / 8, rel=0.1)
+
+
+def test_what_can_not_be_sharded_is_repeated(sana: Planner) -> None:
+    start = setup("sana-0.6b")
+    assert sana.plan(start, gpu_named("h100-80"), 8).sharded
+    for changes in ({"optimizer": IN_BACKWARD}, {"optimizer": Optimizer(name="adafactor")}, {"lora": Lora()}):
+        assert not sana.shards(replace(start, **changes))
+
+
+def test_three_networks_are_the_objectives_own(sana: Planner) -> None:
+    start = setup("sana-0.6b", batch=2, checkpointing=True)
+    plan = sana.plan(start, gpu_named("h100-80"))
+    planner = Planner(sana.backbone, DMD2(times=(1.0,)))
+    three = planner.plan(replace(start, teacher="frozen"), plan.gpu)
+    ours, theirs = ({c.name: c.bytes for c in some.components} for some in (plan, three))
+    heads = 4 * sum(Size(shape).numel() for shape in three.profile.modules["discriminator"])
+    assert heads > 0
+    copy = sum(w.nbytes for w in sana.network(start).weights)
+    assert theirs["frozen teacher"] == copy
+    assert theirs["other networks"] == copy + heads
+    assert theirs["optimiser states of other networks"] == ours["optimiser states"] + 2 * heads
+    assert {phase.name for phase in three.profile.phases} == {"critic", "student"}
+    one, other = compare(planner, three)
+    assert (one.trained, one.frozen, other.trained, other.frozen) == (2, 1, 1, 0)
+    assert other.method == "TwinFlow"
+
+
+def test_a_recipe_with_a_lora(sana: Planner) -> None:
+    changes = [
+        "model.train=lora",
+        "model.lora.rank=8",
+        "model.quantize=nf4",
+        "train.gradient_checkpointing=true",
+    ]
+    recipe = recipe_for(None, [*changes, "data.size=256", "train.batch=1"], config="sana-0.6b")
+    planner, plan = plan_recipe(recipe, gpu=gpu_named("rtx4090-24"), config="sana-0.6b")
+    assert plan.setup.checkpointing
+    assert plan.setup.lora == Lora(rank=8)
+    sizes = {c.name: c.bytes for c in plan.components}
+    assert sizes["optimiser states"] == 2 * 4 * plan.trained
+    adapters = sum(w.numel for w in planner.network(plan.setup).weights if ".lora_" in w.name)
+    assert 0 < plan.trained - adapters < 0.01 * plan.parameters  # the target-time branch
+    whole = sum(w.nbytes for w in sana.network(setup("sana-0.6b")).weights)
+    assert 0.25 < (sizes["weights"] - 4 * plan.trained) / whole < 0.7  # convolutions are not quantised
+    twice = replace(plan.setup, lora=Lora(rank=16))
+    assert planner.plan(twice, plan.gpu).trained - plan.trained == adapters
+
+
 def test_remedies_fit_and_none_is_superfluous(sana: Planner) -> None:
     start = setup("sana-0.6b", batch=4, height=1024, width=1024)
     plan = sana.plan(start, gpu_named("h100-80"))
@@ -120,7 +198,7 @@ def test_remedies_fit_and_none_is_superfluous(sana: Planner) -> None:
             changed, gpus = start, 1
             for entry in tried:
                 if entry is not left_out:
-                    changed, gpus = entry.remedy.change(changed), gpus * entry.remedy.gpus
+                    changed, gpus = entry.remedy.change(changed), entry.remedy.gpus or gpus
             assert not sana.plan(changed, small, gpus).fits
 
 

@@ -50,11 +50,16 @@ def plan(
             {"overrides": t.remedy.overrides, "costs": t.remedy.costs, "plan": t.plan.to_json()}
             for t in tried
         ]
-        found["comparison"] = [row.__dict__ for row in compare(made)]
+        found["comparison"] = [row.__dict__ for row in compare(planner, made)]
         typer.echo(json.dumps(found, indent=1))
         return
     console = Console()
-    for table in (model_table(made), memory_table(made), time_table(made), comparison_table(compare(made))):
+    for table in (
+        model_table(made),
+        memory_table(made),
+        time_table(made),
+        comparison_table(compare(planner, made)),
+    ):
         console.print(table)
     if tried:
         console.print(remedy_table(made, tried))

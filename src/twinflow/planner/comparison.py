@@ -1,12 +1,13 @@
-"""TwinFlow beside a method of three networks: DMD2 (arXiv 2405.14867), with the same optimiser and batch."""
+"""A method of one network beside one of three: DMD2 (arXiv 2405.14867), with the same optimiser and batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from twinflow.planner.plan import Plan
-
-_CRITIC_UPDATES = 5  # of the fake score for one of the generator, DMD2's choice
+from twinflow.objectives import STUDENT, TwinFlow
+from twinflow.objectives.dmd2 import DMD2
+from twinflow.planner.plan import Plan, Planner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,47 +15,39 @@ class Row:
     """What one method takes on one GPU."""
 
     method: str
-    trained: int  # networks
+    trained: int  # transformers
     frozen: int
     peak: int  # bytes
-    forwards: float  # of one row, per update of the generator
+    forwards: float  # of one row, per update of the student
     fits: bool
 
 
-def compare(plan: Plan) -> list[Row]:
-    """The plan itself, and DMD2: a generator and a fake score are trained in turn, the teacher is frozen.
+def compare(planner: Planner, plan: Plan) -> list[Row]:
+    """The plan itself, and the same setting under DMD2; under TwinFlow, if the plan is one of several networks.
 
-    So there are two sets of weights and states, one of gradients and activations, and one more set of weights. An
-    update of the generator takes a sample with gradient, the fake score's velocity and the teacher's guided one;
-    each of the critic's takes a sample without gradient, and a step of flow matching.
+    Both are planned from the real objectives: their networks, phases and calls. DMD2 makes one-step generators here,
+    with the paper's five updates of the fake score for one of the generator, and its discriminator.
     """
-    sizes = {component.name: component.bytes for component in plan.components}
-    weights, states = sizes["weights"], sizes.get("optimiser states", 0)
-    forward = plan.profile.forward_flops
-    no_grad = plan.profile.schedule.rows
-    own = plan.profile.step_flops / plan.setup.batch / forward
-    with_grad = own - no_grad
-    dmd2 = _CRITIC_UPDATES * (1 + with_grad) + with_grad + 1 + 2
-    ours = plan.peak
-    theirs = ours + 2 * weights + states
-    if plan.setup.lora_rank is not None:  # one base for all, and two more adapters
-        trained = plan.trained * 4
-        theirs = ours + trained + states
-    return [
-        Row(
-            method="this recipe",
-            trained=1,
-            frozen=int("frozen teacher" in sizes),
-            peak=ours,
-            forwards=own,
-            fits=plan.fits,
-        ),
-        Row(
-            method="DMD2",
-            trained=2,
-            frozen=1,
-            peak=theirs,
-            forwards=dmd2,
-            fits=theirs <= plan.gpu.memory,
-        ),
-    ]
+    rows = [_row("this recipe", planner.objective, plan)]
+    guidance = getattr(planner.objective, "guidance", 0.0)
+    method: Any
+    if planner.objective.networks():
+        name, method, teacher = "TwinFlow", TwinFlow(teacher="self"), "self"
+    else:
+        name, method, teacher = "DMD2", DMD2(times=(1.0,), guidance=guidance), "frozen"
+    rival = planner.under(method)
+    other = rival.plan(replace(plan.setup, teacher=teacher), plan.gpu, plan.gpus, sharded=plan.sharded)
+    return [*rows, _row(name, method, other)]
+
+
+def _row(name: str, objective: Any, plan: Plan) -> Row:
+    trained = [spec for spec in objective.networks().values() if spec.kind == "trained"]
+    work = plan.profile.step_flops / plan.setup.batch / plan.profile.forward_flops
+    return Row(
+        method=name,
+        trained=1 + len(trained),
+        frozen=int(getattr(objective, "teacher", "self") == "frozen"),
+        peak=plan.peak,
+        forwards=work / plan.profile.share_of(STUDENT),
+        fits=plan.fits,
+    )

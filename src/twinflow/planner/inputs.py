@@ -127,6 +127,20 @@ class Call:
                 handle.remove()
         return {kind: tuple(sorted(n for n, many in seen.items() if many == kind)) for kind in (True, False)}
 
+    def in_vain(self) -> set[str]:
+        """Names of the Linears without effect on the output, though their like in other blocks have one."""
+        network = self.network
+        with network.mode, torch.enable_grad():
+            self(1).sum().backward()
+        weights = {p: n.removesuffix(".weight") for p, n in network.names.items() if n.endswith(".weight")}
+        live = {name_pattern(name) for p, name in weights.items() if p.grad is not None}
+        kept = set(network.module.parameters())
+        found = {
+            name for p, name in weights.items() if p in kept and p.grad is None and name_pattern(name) in live
+        }
+        network.module.zero_grad(set_to_none=True)
+        return found
+
     def arguments(self, rows: int, *, gradient: bool = False) -> dict[str, Any]:
         """By name, for the call with ``rows`` rows."""
         makers = self._makers(rows, gradient)

@@ -6,16 +6,17 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from twinflow.pipelines.blocks import block_lists, repeated_blocks
 from twinflow.pipelines.freezing import freeze_parameters
-from twinflow.pipelines.target_time import attach_target_time
+from twinflow.pipelines.quantise import Kind
+from twinflow.pipelines.target_time import attach_target_time, train_branch
+from twinflow.planner.adapters import Adapter, quantise
 
 # Of a run of like blocks the first two and the last are kept as they are; the third stands for all the others.
 _KEPT = 4
@@ -37,6 +38,7 @@ class Weight:
     dtype: torch.dtype
     trained: bool
     block: int | None  # number of the block that it lies in
+    stored: int | None = None  # bytes, where it is quantised
 
     @property
     def numel(self) -> int:
@@ -44,7 +46,7 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize if self.stored is None else self.stored
 
 
 @dataclass(kw_only=True)
@@ -73,13 +75,13 @@ class FakeNetwork:
         dtype: torch.dtype,
         target_time: bool = True,
         freeze: tuple[str, ...] = (),
-        lora_rank: int | None = None,
-        lora_targets: tuple[str, ...] = (),
+        adapter: Adapter | None = None,
+        quantize: Kind | None = None,
     ) -> FakeNetwork:
         """The diffusers class ``kind`` with ``config``, with the target-time branch attached.
 
-        ``freeze``: patterns of names that are not trained. ``lora_rank``: of adapters on the layers that match
-        ``lora_targets``; then only these and the branch are trained, in fp32.
+        ``freeze``: patterns of names that are not trained. With an ``adapter`` only that and the branch are
+        trained, in fp32. ``quantize``: the base under it.
         """
         mode = _Mode()
         default = torch.get_default_dtype()
@@ -93,11 +95,11 @@ class FakeNetwork:
             finally:
                 torch.set_default_dtype(default)
             _keep_exact(module)
-            if lora_rank is not None:
-                module.requires_grad_(False)
-                _adapt(module, lora_rank, lora_targets)
+            stored = {} if quantize is None else quantise(module, quantize)
+            if adapter is not None:
+                adapter.attach(module)
                 if target_time:
-                    module.get_submodule(module._time_mlp_path).target_embedder.requires_grad_(True)
+                    train_branch(module, dtype=torch.float32)
             freeze_parameters(module, freeze)
         names = {p: name for name, p in module.named_parameters()}
         blocks = list(repeated_blocks(module))
@@ -109,6 +111,7 @@ class FakeNetwork:
                 dtype=p.dtype,
                 trained=p.requires_grad,
                 block=block_of.get(p),
+                stored=stored.get(p),
             )
             for p, name in names.items()
         ]
@@ -149,31 +152,6 @@ class FakeNetwork:
             if weight.block is not None:
                 sizes[weight.block] = sizes.get(weight.block, 0) + weight.nbytes
         return max(sizes.values(), default=0)
-
-
-class _Adapted(nn.Module):
-    """A layer with a LoRA, as PEFT computes it: factors and their maths in fp32."""
-
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base_layer = base
-        self.lora_A = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
-        self.lora_B = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base_layer.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base_layer(x)
-        return (y + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype)))).to(y.dtype)
-
-
-def _adapt(module: nn.Module, rank: int, targets: tuple[str, ...]) -> None:
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.Linear) and any(fnmatchcase(name, pattern) for pattern in targets):
-            parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, _Adapted(layer, rank))
 
 
 def _keep_exact(module: nn.Module) -> None:

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from twinflow.errors import TwinflowError
+from twinflow.objectives import STUDENT
+from twinflow.pipelines.time_path import linears
+from twinflow.planner.adapters import Adapter
 from twinflow.planner.hardware import GiB, Gpu
-from twinflow.planner.inputs import Call
+from twinflow.planner.inputs import Call, name_pattern
 from twinflow.planner.network import FakeNetwork
 from twinflow.planner.setup import DTYPES, Setup
 from twinflow.planner.sources import Backbone
 from twinflow.planner.step import StepProfile, profile_step
+from twinflow.recipes.sections import Lora
 from twinflow.training.optim import state_bytes, update_bytes
 
+WHOLE_MATRICES = ("adafactor", "muon")  # optimisers that slices of parameters do not do for
 _UNSHARDED = (
     3  # blocks that FSDP2 holds whole at once: the running one, the next, and one whose gradients go out
 )
@@ -45,6 +50,7 @@ class Plan:
     components: tuple[Component, ...]
     host: int  # bytes of offloaded activations
     profile: StepProfile = field(repr=False)
+    traffic: int  # bytes that an update reads and writes, on average: weights, states, averages, gradients
 
     @property
     def peak(self) -> int:
@@ -65,14 +71,6 @@ class Plan:
         """The floor: the best matrix products, and the optimiser's traffic, with nothing in between."""
         compute = self.gpu.seconds(self.profile.step_flops * self.setup.accumulate, half=self.setup.half)
         return compute + self.traffic / (self.gpu.bandwidth * 1e12)
-
-    @property
-    def traffic(self) -> int:
-        """Bytes that an update reads and writes: weights, states and averages twice, gradients once."""
-        sizes = {component.name: component.bytes for component in self.components}
-        states = sizes.get("optimiser states", 0) + sizes.get("averages", 0)
-        share = self.trained / self.parameters
-        return int(2 * (sizes["weights"] * share + states) + sizes["weights"] * share)
 
     @property
     def run_seconds(self) -> float:
@@ -118,6 +116,7 @@ class Plan:
             "step_flops": self.profile.step_flops * self.setup.accumulate,
             "calls": schedule.calls,
             "rows_without_gradient": schedule.rows,
+            "phases": {phase.name: phase.share for phase in self.profile.phases},
             "step_seconds": self.step_seconds,
             "run_seconds": self.run_seconds,
             "dead_parameters": list(self.profile.dead),
@@ -133,26 +132,51 @@ class Planner:
         self._calls: dict[Any, Call] = {}
         self._profiles: dict[Any, StepProfile] = {}
 
+    def under(self, objective: Any) -> Planner:
+        """A planner of the same backbone under another objective; fake networks are shared."""
+        other = Planner(self.backbone, objective)
+        other._networks, other._calls = self._networks, self._calls
+        return other
+
     def network(self, setup: Setup) -> FakeNetwork:
-        key = (setup.dtype, setup.freeze, setup.lora_rank, setup.target_time)
+        key = (setup.dtype, setup.freeze, setup.lora, setup.quantize, setup.target_time)
         if key not in self._networks:
-            targets: tuple[str, ...] = ()
-            if setup.lora_rank is not None:
-                targets = self.layers(setup)[True]
             self._networks[key] = FakeNetwork.build(
                 self.backbone.kind,
                 self.backbone.config,
                 dtype=DTYPES[setup.dtype],
                 target_time=setup.target_time,
                 freeze=setup.freeze,
-                lora_rank=setup.lora_rank,
-                lora_targets=targets,
+                adapter=None if setup.lora is None else self._adapter(setup, setup.lora),
+                quantize=setup.quantize,
             )
         return self._networks[key]
 
+    def _adapter(self, setup: Setup, lora: Lora) -> Adapter:
+        """On the layers of the recipe, or those that :func:`twinflow.pipelines.reach.default_targets` finds."""
+        wanted = lora.targets
+        plain = self.call(replace(setup, lora=None, quantize=None, freeze=(), target_time=True))
+        mlp_path = plain.network.module._time_mlp_path
+        if wanted is not None:
+
+            def chosen(name: str) -> bool:
+                ends = any(name == end or name.endswith(f".{end}") for end in wanted)
+                return ends and not name.startswith(f"{mlp_path}.target_embedder.")
+
+            return Adapter(rank=lora.rank, dropout=lora.dropout, on=chosen)
+        mlp = plain.network.module.get_submodule(mlp_path)
+        layers = {id(layer) for layer in linears(mlp)}
+        time = {f"{mlp_path}.{name}" for name, module in mlp.named_modules() if id(module) in layers}
+        patterns, vain = set(plain.layers()[True]), plain.in_vain()
+        return Adapter(
+            rank=lora.rank,
+            dropout=lora.dropout,
+            on=lambda name: name in time or (name_pattern(name) in patterns and name not in vain),
+        )
+
     def layers(self, setup: Setup) -> dict[bool, tuple[str, ...]]:
         """See :meth:`Call.layers`."""
-        return self.call(replace(setup, lora_rank=None, freeze=())).layers()
+        return self.call(replace(setup, lora=None, quantize=None, freeze=())).layers()
 
     def call(self, setup: Setup) -> Call:
         network = self.network(setup)
@@ -182,40 +206,42 @@ class Planner:
             )
         return self._profiles[key]
 
-    def plan(self, setup: Setup, gpu: Gpu, gpus: int = 1, *, sharded: bool | None = None) -> Plan:
-        """The plan of ``setup`` on ``gpus`` GPUs; ``sharded``: by default if there are several, and no LoRA."""
-        network, profile = self.network(setup), self.profile(setup)
-        if sharded is None:
-            sharded = gpus > 1 and setup.lora_rank is None
-        share = 1 / gpus if sharded else 1.0
-        timeline = profile.timeline(gradient_share=share)
-        weights = sum(w.nbytes for w in network.weights)
-        trained = [w for w in network.weights if w.trained]
-        states = sum(
-            state_bytes(setup.optimizer, w.shape, w.dtype, in_block=w.block is not None)
-            for w in trained
-            if w.name not in profile.dead
+    def shards(self, setup: Setup) -> bool:
+        """Whether several GPUs share the weights, and do not repeat them: see ``twinflow.training``."""
+        return (
+            setup.lora is None
+            and not setup.optimizer.in_backward
+            and setup.optimizer.name not in WHOLE_MATRICES
+            and not self.objective.networks()
         )
-        copies = sum(w.nbytes for w in trained)
-        averages = copies * _averages(setup)
-        frozen = weights if setup.teacher == "frozen" else 0
+
+    def plan(self, setup: Setup, gpu: Gpu, gpus: int = 1, *, sharded: bool | None = None) -> Plan:
+        """The plan of ``setup`` on ``gpus`` GPUs; ``sharded``: by default wherever that can be."""
+        if sharded is None:
+            sharded = gpus > 1 and self.shards(setup)
+        network, step = self.network(setup), setup
+        if (
+            sharded and setup.autocast
+        ):  # sharding casts weights as they travel, and adds gradients up in their dtype
+            step = replace(setup, dtype="bf16", autocast=False)
+        profile = self.profile(step)
+        share = 1 / gpus if sharded else 1.0
+        wider = DTYPES[setup.dtype].itemsize / DTYPES[step.dtype].itemsize
+        timeline = profile.timeline(gradient_share=share * wider)
+        sizes = self._sizes(setup, network, profile)
         staying = {
             name: count
             for name, count in self.backbone.encoders.items()
             if not setup.cached or (setup.previews and name == "vae")
         }
-        encoders = sum(staying.values()) * DTYPES[setup.dtype].itemsize
-        parts = {
-            "weights": int(weights * share) + network.buffers,
-            "optimiser states": int(states * share),
-            "averages": int(averages * share),
-            "frozen teacher": int(frozen * share),
+        parts = {name: int(count * share) for name, count in sizes.parts.items()} | {
             "gradients": timeline.gradients_at_peak,
             "activations": timeline.peak - timeline.gradients_at_peak,
-            "unsharded blocks": _UNSHARDED * network.largest_block() if sharded else 0,
-            "text encoder and autoencoder": encoders,
+            "unsharded blocks": _UNSHARDED * self.network(step).largest_block() if sharded else 0,
+            "text encoder and autoencoder": sum(staying.values()) * DTYPES[setup.dtype].itemsize,
             "context and allocator": gpu.margin,
         }
+        parts["weights"] += network.buffers
         return Plan(
             model=self.backbone.name,
             gpu=gpu,
@@ -228,7 +254,54 @@ class Planner:
             components=tuple(Component(name=n, bytes=b) for n, b in parts.items() if b),
             host=timeline.host_peak,
             profile=profile,
+            traffic=int(sizes.traffic * share),
         )
+
+    def _sizes(self, setup: Setup, network: FakeNetwork, profile: StepProfile) -> _Sizes:
+        """What the networks of the objective keep from step to step."""
+        weights = sum(w.nbytes for w in network.weights)
+        live = [w for w in network.weights if w.trained and w.name not in profile.dead]
+        trained = sum(w.nbytes for w in network.weights if w.trained)
+        states = sum(
+            state_bytes(setup.optimizer, w.shape, w.dtype, in_block=w.block is not None) for w in live
+        )
+        averages = trained * _averages(setup)
+        moved = profile.share_of(STUDENT)
+        others = other_states = 0
+        traffic = moved * (
+            3 * trained + 2 * (states + averages)
+        )  # gradients are read, the rest is written too
+        for name, spec in self.objective.networks().items():
+            size, kept = trained, states if spec.trained else 0
+            if spec.kind == "new":  # in fp32
+                shapes = profile.modules[name]
+                size = sum(torch.Size(shape).numel() for shape in shapes) * torch.float32.itemsize
+                kept = sum(
+                    state_bytes(setup.optimizer, shape, torch.float32, in_block=False) for shape in shapes
+                )
+            others, other_states = others + size, other_states + kept
+            traffic += profile.share_of(name) * (3 * size + 2 * kept)
+            traffic += moved * 2 * size if spec.kind == "average" else 0
+        return _Sizes(
+            parts={
+                "weights": weights,
+                "optimiser states": states,
+                "averages": averages,
+                # What is trained on a frozen base has that base as its teacher.
+                "frozen teacher": weights if setup.teacher == "frozen" and setup.lora is None else 0,
+                "other networks": others,
+                "optimiser states of other networks": other_states,
+            },
+            traffic=traffic,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Bytes of all processes together."""
+
+    parts: dict[str, int]
+    traffic: float  # of an update, on average
 
 
 def size(count: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from twinflow.planner.plan import Plan, Planner
+from twinflow.planner.plan import WHOLE_MATRICES, Plan, Planner
 from twinflow.planner.setup import Setup
+from twinflow.recipes.sections import Lora
 
 _MOST_GPUS = 64
 
@@ -18,7 +19,7 @@ class Remedy:
     overrides: str  # as they are written behind the command
     costs: str  # what is given up
     change: Callable[[Setup], Setup]
-    gpus: int = 1  # times as many
+    gpus: int | None = None  # how many then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,13 @@ def find_remedies(planner: Planner, plan: Plan) -> list[Tried]:
     tried: list[Tried] = []
     for remedy in _candidates(planner, plan):
         changed = remedy.change(setup)
-        if changed == setup and remedy.gpus == 1:
+        if changed == setup and remedy.gpus is None:
             continue
-        new = planner.plan(changed, plan.gpu, gpus * remedy.gpus)
+        new = planner.plan(changed, plan.gpu, remedy.gpus or gpus)
         before = tried[-1].plan if tried else plan
         if new.peak >= before.peak:  # it does not help here
             continue
-        setup, gpus = changed, gpus * remedy.gpus
+        setup, gpus = changed, remedy.gpus or gpus
         tried.append(Tried(remedy=remedy, plan=new))
         if new.fits:
             return _pruned(planner, plan, tried)
@@ -62,7 +63,7 @@ def _pruned(planner: Planner, plan: Plan, tried: list[Tried]) -> list[Tried]:
 def _applied(planner: Planner, plan: Plan, tried: list[Tried], *, last_only: bool) -> Iterator[Plan]:
     setup, gpus = plan.setup, plan.gpus
     for number, entry in enumerate(tried):
-        setup, gpus = entry.remedy.change(setup), gpus * entry.remedy.gpus
+        setup, gpus = entry.remedy.change(setup), entry.remedy.gpus or gpus
         if not last_only or number == len(tried) - 1:
             yield planner.plan(setup, plan.gpu, gpus)
 
@@ -70,7 +71,7 @@ def _applied(planner: Planner, plan: Plan, tried: list[Tried], *, last_only: boo
 def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
     """From those that cost nothing to those that change what is trained, then more GPUs."""
     start = plan.setup
-    full = start.lora_rank is None
+    full = start.lora is None
     if not start.cached:
         yield Remedy(
             overrides="data.cache=true",
@@ -147,12 +148,17 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
     gpus = plan.gpus
     while full and gpus < _MOST_GPUS:
         gpus *= 2
-        yield Remedy(overrides=f"--gpus {gpus}", costs="twice the GPUs", change=lambda s: s, gpus=2)
+        yield Remedy(
+            overrides=f"optimizer.in_backward=false --gpus {gpus}",
+            costs="more GPUs",
+            change=_shardable,
+            gpus=gpus,
+        )
     if full:
         yield Remedy(
             overrides="model.train=lora",
             costs="adapters of rank 16 instead of all weights",
-            change=lambda s: replace(s, lora_rank=16, freeze=()),
+            change=lambda s: replace(s, lora=Lora(), freeze=()),
         )
 
 
@@ -168,6 +174,12 @@ def _to_optimizer(name: str) -> Callable[[Setup], Setup]:
         return setup.with_optimizer(name=name)
 
     return change
+
+
+def _shardable(setup: Setup) -> Setup:
+    """With gradients after the backward, and an optimiser that works on slices."""
+    name = setup.optimizer.name if setup.optimizer.name not in WHOLE_MATRICES else "adamw8bit"
+    return setup.with_optimizer(in_backward=False, name=name)
 
 
 def _to_batch(batch: int) -> Callable[[Setup], Setup]:

@@ -190,7 +190,9 @@ class Run:
             self._whole.add(parameter)
             self._note(_size(parameter))
         subject = self.subject_of[parameter]
-        if not self.options.in_backward or subject.pending:  # autograd adds up all calls' before it hands them on
+        if (
+            not self.options.in_backward or subject.pending
+        ):  # autograd adds up all calls' before it hands them on
             return
         block = self.block_of.get(parameter)
         unit = [p for p in self.trained if self.block_of.get(p) is block and block is not None] or [parameter]

@@ -73,9 +73,7 @@ def count_steps(objective: Any, batch: int) -> list[Counted]:
             teacher_rows=sum(call.rows for call in calls if call.name == TEACHER and not call.gradient)
             / batch,
         )
-        entry = Counted(
-            phase=phase, share=1 / CYCLE, schedule=means, step=step, state=state, random=random
-        )
+        entry = Counted(phase=phase, share=1 / CYCLE, schedule=means, step=step, state=state, random=random)
         found.setdefault(phase.name, []).append((calls, entry))
     return [_worst(entries) for entries in found.values()]
 
@@ -86,9 +84,7 @@ def networks_of(objective: Any) -> list[str]:
     return [STUDENT, *teacher, *(name for name, spec in objective.networks().items() if spec.kind != "new")]
 
 
-def make_step(
-    objective: Any, x: Tensor, networks: Mapping[str, Any], generator: Generator
-) -> Any:
+def make_step(objective: Any, x: Tensor, networks: Mapping[str, Any], generator: Generator) -> Any:
     """One step on the data ``x`` (B, …), with stand-ins for all ``networks``."""
     rows = torch.arange(x.shape[0])
     declared = {name: networks[name] for name in objective.networks()}
@@ -151,7 +147,7 @@ def _worst(entries: list[tuple[list[_Asked], Counted]]) -> Counted:
     chosen = steps[largest.index(max(largest))]
     return Counted(
         phase=chosen.phase,
-        share=sum(step.share for step in steps),
+        share=len(steps) / CYCLE,
         schedule=schedule,
         step=chosen.step,
         state=chosen.state,

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from twinflow.config import Recipe
-from twinflow.planner.step import StepOptions
-from twinflow.recipes.sections import Ema, Optimizer
+from twinflow.pipelines.quantise import Kind
+from twinflow.planner.run import StepOptions
+from twinflow.recipes.sections import Ema, Lora, Optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,7 +31,8 @@ class Setup:
     checkpointing: bool = False
     offload: bool = False
     freeze: tuple[str, ...] = ()
-    lora_rank: int | None = None
+    lora: Lora | None = None
+    quantize: Kind | None = None  # of the base under it
     height: int = 512
     width: int = 512
     frames: int | None = None
@@ -43,7 +45,6 @@ class Setup:
         """That of ``recipe``; ``size``, ``frames`` and ``text_tokens`` where it does not say."""
         call, data, train = recipe.model.call, recipe.data, recipe.train
         pixels = _pixels(data)
-        adapter: Any = getattr(recipe.model, "lora", None)
         return cls(
             batch=train.batch,
             steps=train.steps,
@@ -54,10 +55,11 @@ class Setup:
             optimizer=recipe.optimizer,
             ema=recipe.ema,
             teacher=getattr(recipe.build_objective(), "teacher", "self"),
-            checkpointing=bool(getattr(train, "gradient_checkpointing", False)),
+            checkpointing=train.gradient_checkpointing,
             offload=train.offload,
             freeze=recipe.model.freeze,
-            lora_rank=adapter.rank if recipe.model.train != "full" else None,
+            lora=recipe.model.lora if recipe.model.train == "lora" else None,
+            quantize=recipe.model.quantize,
             height=pixels or int(call.get("height", size)),
             width=pixels or int(call.get("width", size)),
             frames=call.get("num_frames", frames),

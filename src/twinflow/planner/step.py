@@ -153,9 +153,7 @@ def _subjects(network: FakeNetwork, call: Call, objective: Any) -> dict[str, Sub
     return subjects
 
 
-def _simulate(
-    run: Run, entry: Counted, objective: Any, subjects: Mapping[str, Subject], batch: int
-) -> None:
+def _simulate(run: Run, entry: Counted, objective: Any, subjects: Mapping[str, Subject], batch: int) -> None:
     objective = copy.deepcopy(objective)
     generator = entry.begin(objective)
     stand_ins = {
