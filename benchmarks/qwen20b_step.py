@@ -38,7 +38,6 @@ from twinflow.recipes.sections import Ema, Optimizer
 from twinflow.training.ema import trained_parameters
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
-from twinflow.training.optim import Optimizers
 from twinflow.training.processes import Processes
 from twinflow.training.step import OptimizerStep
 
@@ -183,7 +182,8 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
         for block in transformer.transformer_blocks:
             block.compile(dynamic=False)
     parameters = trained_parameters(transformer)
-    optimizers = Optimizers(parameters, settings)
+    student = Trained.of(transformer, settings)
+    optimizers = student.optimizers
     clock = Clock(device)
     build_seconds = clock.now() - started
 
@@ -193,7 +193,7 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
         field=QwenField(transformer, side=side, clock=clock),
         teacher=None,
         objective=objective,
-        trained={STUDENT: Trained(parameters=list(parameters.values()), optimizers=optimizers)},
+        trained={STUDENT: student},
         networks={},
         processes=Processes(),
         guard=FiniteGuard(),
@@ -250,7 +250,7 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
         found["mfu"] = work / median / 1e12 / gpu_named(options.gpu).bf16
     assert optimizers.in_backward is not None
     optimizers.in_backward.remove()
-    del transformer, optimizers, parameters, step
+    del transformer, optimizers, parameters, step, student
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from twinflow.pipelines.blocks import block_lists, repeated_blocks
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.quantise import Kind
-from twinflow.pipelines.target_time import attach_target_time, train_branch
+from twinflow.pipelines.target_time import attach_target_time
 from twinflow.planner.adapters import Adapter, quantise
 
 # Of a run of like blocks the first two and the last are kept as they are; the third stands for all the others.
@@ -99,7 +99,7 @@ class FakeNetwork:
             if adapter is not None:
                 adapter.attach(module)
                 if target_time:
-                    train_branch(module, dtype=torch.float32)
+                    _train_branch(module)
             freeze_parameters(module, freeze)
         names = {p: name for name, p in module.named_parameters()}
         blocks = list(repeated_blocks(module))
@@ -160,8 +160,22 @@ def _keep_exact(module: nn.Module) -> None:
     for path, part in module.named_modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if set(f"{path}.{name}".split(".")) & set(kept) and parameter.dtype != torch.float32:
-                exact = nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
-                setattr(part, name, exact)
+                _in_fp32(part, name, parameter)
+
+
+def _train_branch(module: Any) -> None:
+    """As :func:`twinflow.pipelines.target_time.train_branch`; fake weights can't change their dtype in place."""
+    mlp = module.get_submodule(module._time_mlp_path)
+    for part in mlp.target_embedder.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            _in_fp32(part, name, parameter, trained=True)
+    if mlp.fake_embedding is not None:
+        _in_fp32(mlp, "fake_embedding", mlp.fake_embedding, trained=True)
+
+
+def _in_fp32(part: nn.Module, name: str, parameter: nn.Parameter, *, trained: bool = False) -> None:
+    exact = nn.Parameter(torch.empty(parameter.shape), requires_grad=trained or parameter.requires_grad)
+    setattr(part, name, exact)
 
 
 def _shorten(module: nn.Module) -> dict[nn.Module, int]:
