@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinflow.training.optim_rounding import lerp_
 from twinflow.training.shards import Replaced, exchange, local, sharded
 
 
@@ -17,7 +18,8 @@ class ParameterAverage:
     The decay warms up from 0: after each update ``d <- d + (1 - d)(decay - d) / 2``, so the first update copies
     the weights and early ones are soon forgotten (for 0.99: 0.495, 0.620, 0.690, …). :meth:`update` belongs
     after each optimiser step, however many micro-batches it had. Buffers are not averaged; parameters that
-    are not trained are shared with ``network``. Of a sharded network the average is of this process's slices.
+    are not trained are shared with ``network``. Of a sharded network the average is of this process's slices. bf16
+    averages are rounded by chance: most of their steps are smaller than the distance of two bf16 numbers.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -40,9 +42,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(
-            list(self._average.values()), list(self._weights.values()), 1 - self.current_decay
-        )
+        lerp_(self._average, self._weights, 1 - self.current_decay, step=self.updates)
         self.current_decay += (1 - self.current_decay) * (self.decay - self.current_decay) / 2
         self.updates += 1
 

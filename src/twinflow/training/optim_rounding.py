@@ -8,7 +8,7 @@ mean of many steps is exact.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,27 @@ class Rounding:
         if weight.dtype == torch.bfloat16:
             value = round_stochastically(value, generator=generator)
         weight.copy_(value)
+
+
+@torch.no_grad()
+def lerp_(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float, *, step: int) -> None:
+    """``average <- average + share (weight - average)`` for all names, bf16 averages rounded by chance.
+
+    Their random numbers are a function of the name and ``step``, as those of :class:`Rounding` are.
+    """
+    plain = [name for name, average in averages.items() if average.dtype != torch.bfloat16]
+    if plain:
+        torch._foreach_lerp_([averages[name] for name in plain], [weights[name] for name in plain], share)
+    rounding = Rounding(seed=0)
+    for name in averages.keys() - set(plain):
+        average, weight = averages[name], weights[name]
+        generator = rounding.generator(name, step, average.device)
+        if not (average.is_contiguous() and weight.is_contiguous()):
+            rounding.write(average, average.float().lerp_(weight.float(), share), generator)
+            continue
+        for part in chunks(average.numel()):
+            own, other = average.view(-1)[part], weight.view(-1)[part]
+            rounding.write(own, own.float().lerp_(other.float(), share), generator)
 
 
 def _mix(x: int) -> int:
