@@ -91,6 +91,7 @@ def test_the_peak_of_three_networks(in_backward: bool) -> None:
     assert planned(pipe, setup, method).peak == pytest.approx(measured(pipe, setup, method), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "int8", "nf4"])
 def test_a_lora_is_as_large_as_a_real_one(quantize: Kind | None) -> None:
     stock = middle_sized_stock()
