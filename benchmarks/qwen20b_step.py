@@ -38,6 +38,7 @@ from twinflow.recipes.sections import Ema, Optimizer
 from twinflow.training.ema import trained_parameters
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
+from twinflow.training.parallel import Replicated
 from twinflow.training.processes import Processes
 from twinflow.training.step import OptimizerStep
 
@@ -195,7 +196,7 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
         objective=objective,
         trained={STUDENT: student},
         networks={},
-        processes=Processes(),
+        layout=Replicated(Processes()),
         guard=FiniteGuard(),
         generator=generator,
         clip=None,

@@ -23,6 +23,7 @@ from twinflow.recipes.sections import Ema, Optimizer
 from twinflow.training.averages import Averages
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Companions, Trained
+from twinflow.training.parallel import Replicated
 from twinflow.training.processes import Processes
 from twinflow.training.step import AutocastField, OptimizerStep
 
@@ -84,7 +85,7 @@ def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = Non
         objective=method,
         trained=trained,
         networks=companions.given(field_of),
-        processes=Processes(),
+        layout=Replicated(Processes()),
         guard=FiniteGuard(),
         generator=generator,
         clip=setup.optimizer.clip,

@@ -134,13 +134,7 @@ def stored(weight: Tensor) -> int:
         "flux",
         "sana",
         "wan",
-        pytest.param(
-            "zimage",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="plans of Z-Image are refused: its text is not found from the configuration",
-            ),
-        ),
+        "zimage",
     ],
 )
 def test_every_kind_of_state_is_found(name: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twinflow.errors import TwinflowError
-from twinflow.planner.network import FakeNetwork
+from twinflow.planner.network import FakeNetwork, quiet
 
 # Names in configurations for the width of a text token, the one that counts first where there are two.
 _TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
@@ -63,7 +63,7 @@ class Call:
                 patch=patch,
             )
             try:
-                with network.mode, torch.no_grad():
+                with network.mode, torch.no_grad(), quiet():
                     output = call(1)
                 if output.numel() == prod(shape):
                     return call

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from twinflow.pipelines.blocks import block_lists, repeated_blocks
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.quantise import Kind
 from twinflow.pipelines.target_time import attach_target_time
+from twinflow.pipelines.time_path import TimePath, find_time_mlp
 from twinflow.planner.adapters import Adapter, quantise
 
 # Of a run of like blocks the first two and the last are kept as they are; the third stands for all the others.
@@ -91,7 +94,7 @@ class FakeNetwork:
             try:
                 module: Any = kind.from_config(dict(config))  # type: ignore[attr-defined]
                 if target_time:
-                    attach_target_time(module)
+                    attach_target_time(module, path=_number_path(module))
             finally:
                 torch.set_default_dtype(default)
             _keep_exact(module)
@@ -161,6 +164,29 @@ def _keep_exact(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             if set(f"{path}.{name}".split(".")) & set(kept) and parameter.dtype != torch.float32:
                 _in_fp32(part, name, parameter)
+
+
+def _number_path(module: Any) -> TimePath | None:
+    """Where time enters, if the time MLP takes the time itself and not its sinusoid; found by trying."""
+    mlp = find_time_mlp(module)
+    try:
+        with torch.no_grad(), quiet():
+            module.get_submodule(mlp)(torch.zeros(1))
+    except Exception:  # whatever a module raises on an input of the wrong size
+        return None
+    return TimePath(mlp=mlp, sinusoid=None, offset=0.0, slope=1.0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from reporting fake operations that fail: they are tried on purpose."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _train_branch(module: Any) -> None:

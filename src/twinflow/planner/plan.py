@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinflow.objectives import STUDENT
+from twinflow.objectives import STUDENT, FlowMatching
 from twinflow.pipelines.time_path import linears
 from twinflow.planner.adapters import Adapter
 from twinflow.planner.hardware import GiB, Gpu
@@ -213,6 +213,7 @@ class Planner:
             and not setup.optimizer.in_backward
             and setup.optimizer.name not in WHOLE_MATRICES
             and not self.objective.networks()
+            and (hasattr(self.objective, "lockstep") or isinstance(self.objective, FlowMatching))
         )
 
     def plan(self, setup: Setup, gpu: Gpu, gpus: int = 1, *, sharded: bool | None = None) -> Plan:
