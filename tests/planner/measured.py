@@ -37,6 +37,9 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
     latents = pipe.adapter.geometry().codec.scale.shape
     spatial = backbone.compression.spatial
     frames = 1 + (latents[1] - 1) * backbone.compression.temporal if len(latents) == 4 else None
+    with torch.no_grad():
+        lists = pipe.encode_prompts(["a"]).lists  # of families whose prompts are not padded
+    lengths = [len(entries[0]) for entries in lists.values() if entries[0].dim() == 2]
     return Setup(
         batch=batch,
         steps=1,
@@ -46,7 +49,7 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
         height=latents[-2] * spatial,
         width=latents[-1] * spatial,
         frames=frames,
-        text_tokens=backbone.text_tokens,
+        text_tokens=max(lengths, default=backbone.text_tokens),
         **options,
     )
 
