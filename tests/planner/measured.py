@@ -39,7 +39,8 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
     frames = 1 + (latents[1] - 1) * backbone.compression.temporal if len(latents) == 4 else None
     with torch.no_grad():
         lists = pipe.encode_prompts(["a"]).lists  # of families whose prompts are not padded
-    lengths = [len(entries[0]) for entries in lists.values() if entries[0].dim() == 2]
+    texts = [entries[0] for entries in lists.values() if isinstance(entries[0], Tensor)]
+    lengths = [len(text) for text in texts if text.dim() == 2]
     return Setup(
         batch=batch,
         steps=1,
