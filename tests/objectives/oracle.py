@@ -67,10 +67,12 @@ def twinflow_loss(
         x_t = col(u) * z + (1 - col(u)) * data
         v = z - data
 
-        # The field's own velocity in rows that jump, other than tangent ones.
+        # The field's own velocity: of a frozen teacher in all rows, else in rows that jump, other than tangent ones.
         f_c = guide(x_t, t, t, cond)
         tangent = torch.tensor([role == "tangent" for role in roles])
-        distilled = (t - r >= s.delta) & ~fake & ~tangent & (s.jump_velocity == "field")
+        distilled = ~fake & (s.velocity == "field")
+        if s.teacher != "frozen":
+            distilled &= (t - r >= s.delta) & ~tangent
         v_hat = torch.where(col(distilled), f_c, v)
 
         # Guidance.

@@ -30,7 +30,7 @@ CHOICES: dict[str, list[Any]] = {
     "delta": [0.01, 0.1],
     "any_step_span": [1.0, 0.6, 0.02],
     "tangent_gap": [0.05, 0.0],
-    "jump_velocity": ["data", "field"],
+    "velocity": ["data", "field"],
     "time": [{"kind": "uniform"}, {"kind": "uniform", "scale": 0.8}],
     "lockstep": [False, True],
     "roles": [

@@ -56,8 +56,9 @@ class Placement:
 
         low, high = settings.guidance_range
         is_jumping = ~is_fake & (t - r >= settings.delta)
-        distilled = is_jumping & (roles != TANGENT) & (settings.jump_velocity == "field")
-        # The field of "self" and "ema" has learnt its guidance from the rows that see data.
+        distilled = ~is_fake & torch.tensor(settings.velocity == "field")
+        if settings.teacher != "frozen":  # someone has to learn the field from data, and its guidance with it
+            distilled &= is_jumping & (roles != TANGENT)
         guided = ~is_fake & (low < t) & (t < high) & (~distilled | (settings.teacher == "frozen"))
         guided &= torch.tensor(settings.guidance > 0)
         jumping = _rows(is_jumping)

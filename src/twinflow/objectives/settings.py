@@ -29,11 +29,14 @@ class AnyStepSettings(Objective):
     training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of the jumps,
     ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that
     any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows. ``tangent_gap``:
-    the same for tangent rows; 0 makes them plain flow matching. ``jump_velocity``: what the instantaneous
-    piece follows. ``"data"`` (source): z - x of the row, whose scatter the derivative in eq. 1 amplifies by
-    1 / delta (consistency training). ``"field"``: the teacher's F(x_t, t, t), its mean, which has none
-    (consistency distillation of the model's own field); tangent rows keep learning that field from data. One
-    more no-grad row for each one-step row.
+    the same for tangent rows; 0 makes them plain flow matching.
+
+    **Velocity.** ``velocity``: what the instantaneous piece of eq. 1 follows. ``"data"`` (source): z - x of the
+    row, whose scatter drowns what tangent rows have left to learn. ``"field"``: the teacher's F(x_t, t, t),
+    its mean, which has none. With a frozen teacher that is distillation: every row follows the initial
+    model's guided field, and the noise of the data is gone from the loss. With ``"self"`` and ``"ema"``,
+    tangent rows keep learning the field from data, and rows that jump follow it. One more no-grad row for
+    each one-step row.
 
     **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so
     that sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
@@ -72,7 +75,7 @@ class AnyStepSettings(Objective):
     nodes: Literal["uniform", "random"] = "uniform"
     any_step_span: float = 1.0
     tangent_gap: float = 0.05
-    jump_velocity: Literal["data", "field"] = "data"
+    velocity: Literal["data", "field"] = "data"
     guidance: float = 0.5
     guidance_range: tuple[float, float] = (0.0, 1.0)
     teacher: Literal["self", "ema", "frozen"] = "ema"
@@ -104,7 +107,7 @@ class AnyStepSettings(Objective):
         need(self.nodes in ("uniform", "random"), "nodes", "'uniform' or 'random'")
         need(0 < self.any_step_span <= 1, "any_step_span", "in (0, 1]")
         need(0 <= self.tangent_gap <= 1, "tangent_gap", "in [0, 1]")
-        need(self.jump_velocity in ("data", "field"), "jump_velocity", "'data' or 'field'")
+        need(self.velocity in ("data", "field"), "velocity", "'data' or 'field'")
         need(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", "finite and at least 0")
         low, high = self.guidance_range
         need(0 <= low < high <= 1, "guidance_range", "two times (a, b) with 0 <= a < b <= 1")
@@ -156,9 +159,11 @@ class AnyStepSettings(Objective):
 
     @property
     def _distills(self) -> bool:
-        """Whether any row can follow the field's own velocity: tangent and fake rows never do."""
+        """Whether any row can follow a field's velocity: fake rows never do, tangent ones a frozen teacher's."""
         roles = self._weights
-        return self.jump_velocity == "field" and roles.one_step + roles.any_step + roles.consistency > 0
+        asked = roles.one_step + roles.any_step + roles.consistency
+        asked += roles.tangent if self.teacher == "frozen" else 0
+        return self.velocity == "field" and asked > 0
 
     @property
     def _samples(self) -> bool:

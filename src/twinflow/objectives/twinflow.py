@@ -178,7 +178,7 @@ class TwinFlow(AnyStepSettings):
         return asked | ({"uncond": query(rows.guided, uncond=True)} if self._guides else {})
 
     def _velocity(self, v: Tensor, answers: dict[str, Tensor], rows: Placement) -> Tensor:
-        """The instantaneous velocity that each row learns from: ``v`` (B, …) of its data, or the field's own
+        """The instantaneous velocity that each row learns from: ``v`` (B, …) of its data, or a field's own
         F(c) in the distilled rows, plus omega (F(c) - F(c0)) in the guided ones.
 
         Of a frozen teacher without images it is F(c0) + omega (F(c) - F(c0)) in the guided rows.
