@@ -92,10 +92,13 @@ def twinflow_loss(
         # RCGM, formula of the source: y = F - clamp([g F - delta v_hat - I] / delta), or v_hat for g < delta.
         g = t - r
         t_m = torch.maximum(t - s.delta, r)
+        longest = s.longest_jump or math.inf
+        jumps = torch.tensor([float(max(s.order, math.ceil(way / longest))) for way in (t_m - r).tolist()])
         nodes = [t_m]
-        for j in range(1, s.order):
+        for j in range(1, int(jumps.max()) if s.longest_jump else s.order):
             if s.nodes == "uniform":
-                nodes.append(t_m * (1 - j / s.order) + r * (j / s.order))
+                share = (j / jumps.to(x.dtype)).clamp(max=1)  # then it stays at r
+                nodes.append(t_m * (1 - share) + r * share)
             else:
                 nodes.append(r + node_u[j - 1] * (nodes[-1] - r))
         nodes.append(r)

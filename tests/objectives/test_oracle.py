@@ -18,6 +18,7 @@ CHOICES: dict[str, list[Any]] = {
     "teacher": ["self", "ema", "frozen"],
     "order": [1, 2, 3],
     "nodes": ["uniform", "random"],
+    "longest_jump": [None, 0.3],
     "guidance": [0.0, 0.5, 0.8],
     "guidance_range": [(0.0, 1.0), (0.3, 0.7)],
     "image_free": [False, True],
@@ -51,6 +52,8 @@ def configurations(count: int) -> Iterator[tuple[int, dict[str, Any]]]:
     while count > 0:
         config = {key: chooser.choice(values) for key, values in CHOICES.items()}
         if config["teacher"] == "frozen" and config["image_free"] and config["guidance"] == 0:
+            continue
+        if config["nodes"] == "random" and config["longest_jump"] is not None:
             continue
         count -= 1
         yield chooser.randint(1, 9), config

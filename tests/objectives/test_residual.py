@@ -25,7 +25,9 @@ class At:
     def __init__(self, t: torch.Tensor, r: torch.Tensor, *, delta: float, order: int) -> None:
         self.jumping = (t - r >= delta).nonzero().flatten()
         s_0 = torch.maximum(t - delta, r)[self.jumping]
-        self.nodes = jump_nodes(start=s_0, end=r[self.jumping], order=order)
+        counts = torch.full_like(s_0, order, dtype=torch.int64)
+        self.nodes = jump_nodes(start=s_0, end=r[self.jumping], counts=counts, most=order)
+        self.moving = [torch.arange(len(s_0))] * order
 
 
 def residual(field, x_t, t, r, v, *, delta: float, order: int) -> torch.Tensor:
@@ -145,7 +147,8 @@ def test_nodes_go_down_from_start_to_end(order: int, start: float, share: float)
     a = torch.tensor([start], dtype=torch.float64)
     b = a * share
     for inner in (None, torch.rand(order - 1, 1, dtype=torch.float64)):
-        nodes = jump_nodes(start=a, end=b, order=order, inner=inner)
+        counts = torch.full_like(a, order, dtype=torch.int64)
+        nodes = jump_nodes(start=a, end=b, counts=counts, most=order, inner=inner)
         assert nodes.shape == (order + 1, 1)
         assert torch.equal(nodes[0], a)
         assert torch.equal(nodes[-1], b)

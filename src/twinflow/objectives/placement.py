@@ -35,7 +35,8 @@ class Placement:
     distilled: Tensor  # rows whose velocity is the field's own, not that of their data
     asked: Tensor  # rows of either kind: their instantaneous velocity is asked for
     jumping: Tensor  # rows with t - r >= delta, that RCGM integrates for
-    nodes: Tensor  # (order + 1, len(jumping)) times s_0 … s_N of the jumps
+    nodes: Tensor  # (N + 1, len(jumping)) times s_0 … s_N of the jumps; at the end a row stays where it is
+    moving: list[Tensor]  # for each of the N jumps, the columns of ``nodes`` that make it
     one_step: Tensor  # rows that are rectified
 
     @classmethod
@@ -65,7 +66,10 @@ class Placement:
         sampled = torch.ones_like(is_fake) if settings.image_free else is_fake
         inner = draws.nodes.cpu()[:, jumping] if settings.nodes == "random" else None
         s_0 = torch.maximum(t - settings.delta, r)[jumping]
-        nodes = jump_nodes(start=s_0, end=r[jumping], order=settings.order, inner=inner)
+        counts = jump_counts(s_0 - r[jumping], order=settings.order, longest=settings.longest_jump)
+        most = settings.most_jumps if settings.lockstep else max([settings.order, *counts.tolist()])
+        nodes = jump_nodes(start=s_0, end=r[jumping], counts=counts, most=most, inner=inner)
+        moving = [send(_rows(counts > j), device) for j in range(most)]
         return cls(
             roles=[ROLE_NAMES[role] for role in roles.tolist()],
             t_host=t,
@@ -80,18 +84,27 @@ class Placement:
             asked=send(_rows(guided | distilled), device),
             jumping=send(jumping, device),
             nodes=send(nodes, device),
+            moving=moving,
             one_step=send(_rows(is_one_step), device),
         )
 
 
-def jump_nodes(*, start: Tensor, end: Tensor, order: int, inner: Tensor | None = None) -> Tensor:
-    """Times (order + 1, K) from ``start`` (K,) down to ``end`` (K,), both included exactly.
+def jump_counts(way: Tensor, *, order: int, longest: float | None) -> Tensor:
+    """How many jumps (K,) int64 the rows make over ``way`` (K,): ``order``, and more if they were too long."""
+    counts = torch.full_like(way, order, dtype=torch.int64)
+    return counts if longest is None else counts.maximum((way / longest).ceil().to(torch.int64))
 
-    Evenly spaced; or, given ``inner`` (order - 1, K) of U(0, 1), as the paper draws them: each uniform
-    between ``end`` and its predecessor.
+
+def jump_nodes(
+    *, start: Tensor, end: Tensor, counts: Tensor, most: int, inner: Tensor | None = None
+) -> Tensor:
+    """Times (most + 1, K) from ``start`` (K,) down to ``end`` (K,), both included exactly.
+
+    Evenly spaced over the first ``counts`` (K,) jumps of a row, and ``end`` from there on; or, given ``inner``
+    (most - 1, K) of U(0, 1), as the paper draws them: each uniform between ``end`` and its predecessor.
     """
     if inner is None:
-        share = torch.linspace(0, 1, order + 1, dtype=start.dtype)[:, None]
+        share = (torch.arange(most + 1, dtype=start.dtype)[:, None] / counts).clamp(max=1)
         return start * (1 - share) + end * share
     nodes = [start]
     for u in inner:

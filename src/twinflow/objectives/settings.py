@@ -24,7 +24,9 @@ class AnyStepSettings(Objective):
 
     **Jumps (eq. 1).** ``order``: number N of teacher jumps that the student's one jump is compared with; each
     costs a no-grad forward. 2 is the paper's; 1 is consistency training, cheaper and less stable.
-    ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta)) but amplifies the
+    ``longest_jump``: rows whose way is longer than ``order`` jumps of this length make as many more as it
+    takes, so that long jumps are compared with short ones, which are learnt first and more accurately; ``None``
+    (source) is no bound. ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta)) but amplifies the
     rounding of the network by 1/delta. ``clamp``: bound on each element of the residual, which keeps early
     training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of the jumps,
     ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that
@@ -70,6 +72,7 @@ class AnyStepSettings(Objective):
 
     roles: Roles | Mapping[str, float] = field(default_factory=Roles)
     order: int = 2
+    longest_jump: float | None = None
     delta: float = 0.01
     clamp: float | None = 1.0
     nodes: Literal["uniform", "random"] = "uniform"
@@ -102,6 +105,7 @@ class AnyStepSettings(Objective):
                 raise ValueError(f"{key} must be {allowed}, got {getattr(self, key)!r}")
 
         need(isinstance(self.order, int) and self.order >= 1, "order", "a whole number of at least 1")
+        need(self.longest_jump is None or 0 < self.longest_jump <= 1, "longest_jump", "in (0, 1], or None")
         need(0 < self.delta < 1, "delta", "in (0, 1)")
         need(self.clamp is None or self.clamp > 0, "clamp", "positive, or None for no clamp")
         need(self.nodes in ("uniform", "random"), "nodes", "'uniform' or 'random'")
@@ -120,6 +124,10 @@ class AnyStepSettings(Objective):
             "positive, or None for no clamp",
         )
         validate_distance(self.loss, alpha=self.barron_alpha, c=self.barron_c)
+        if self.longest_jump is not None and self.nodes == "random":
+            raise ValueError(
+                "longest_jump bounds evenly spaced jumps: use nodes='uniform', or longest_jump=None"
+            )
         if self.teacher != "frozen" and self.guidance >= 1:
             raise ValueError(
                 f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt "
@@ -150,6 +158,11 @@ class AnyStepSettings(Objective):
     def _learns_jumps(self) -> bool:
         """Whether any role learns jumps (eq. 1): all but fake."""
         return self._weights.share("fake") < 1
+
+    @property
+    def most_jumps(self) -> int:
+        """The largest number of jumps that a row can make, hence of network calls for them."""
+        return self.order if self.longest_jump is None else max(self.order, math.ceil(1 / self.longest_jump))
 
     @property
     def _guides(self) -> bool:

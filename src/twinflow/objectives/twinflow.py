@@ -229,13 +229,16 @@ class TwinFlow(AnyStepSettings):
         x_s, F_some = x_s[some], F[some]
         total = torch.zeros_like(x_s)
         answers: dict[str, Tensor] = {}
-        for j in range(self.order):
-            jump = Query(field=jumper, x_t=x_s, t=s[j], r=s[j + 1], rows=some)
-            now = ask({"jump": jump} | (beside if j == 0 else {}))
+        for j, moving in enumerate(rows.moving):
+            t, r, state = s[j, moving], s[j + 1, moving], x_s[moving]
+            now = ask(
+                {"jump": Query(field=jumper, x_t=state, t=t, r=r, rows=some[moving])}
+                | (beside if j == 0 else {})
+            )
             answers |= now
-            length = expand_time(s[j] - s[j + 1], x_s)
-            total = total + length * (F_some - now["jump"])
-            x_s = x_s - length * now["jump"]
+            length = expand_time(t - r, state)
+            total = total.index_add(0, moving, length * (F_some[moving] - now["jump"]))
+            x_s = x_s.index_copy(0, moving, state - length * now["jump"])
         return torch.zeros_like(F).index_copy(0, some, total / self.delta), answers
 
     def _distance(self, prediction: Tensor, target: Tensor) -> Tensor:
