@@ -26,12 +26,12 @@ class AnyStepSettings(Objective):
     costs a no-grad forward. 2 is the paper's; 1 is consistency training, cheaper and less stable.
     ``longest_jump``: rows whose way is longer than ``order`` jumps of this length make as many more as it
     takes, so that long jumps are compared with short ones, which are learnt first and more accurately; ``None``
-    (source) is no bound. ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta)) but amplifies the
-    rounding of the network by 1/delta. ``clamp``: bound on each element of the residual, which keeps early
-    training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of the jumps,
-    ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that
-    any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows. ``tangent_gap``:
-    the same for tangent rows; 0 makes them plain flow matching.
+    (source) is no bound. ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta))
+    but amplifies the rounding of the network by 1/delta. ``clamp``: bound on each element of the residual,
+    which keeps early training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of
+    the jumps, ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0
+    that any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows.
+    ``tangent_gap``: the same for tangent rows; 0 makes them plain flow matching.
 
     **Velocity.** ``velocity``: what the instantaneous piece of eq. 1 follows. ``"data"`` (source): z - x of the
     row, whose scatter drowns what tangent rows have left to learn. ``"field"``: the teacher's F(x_t, t, t),
