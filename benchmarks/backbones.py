@@ -40,11 +40,12 @@ from twinflow.export.single_file import converter_of, original_state_dict
 from twinflow.export.slim import slim_size
 from twinflow.export.stock import few_step_scheduler, recommended_call
 from twinflow.objectives import TwinFlow
-from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
 
 STEPS = (1, 2, 4)
 TRAINING_STEPS = 20
+LORA_RANK = 4
 RESULTS, DOCS = ROOT / "benchmarks/results/backbones.json", ROOT / "docs/backbones.md"
 # Published configurations, which are diffusers' defaults, for the size of slim exports.
 REAL: dict[str, tuple[str, Callable[[], nn.Module]]] = {
@@ -85,14 +86,19 @@ def field_error(name: str) -> float:
 
 
 def training(name: str, *, lora: bool) -> dict[str, Any]:
-    """A short TwinFlow run from random data: which parameters moved, and whether the frozen ones stayed."""
+    """A short TwinFlow run from random data: which parameters moved, and whether the frozen ones stayed.
+
+    What is trained is what a run of the trainer trains: all that has an effect on the output, or the adapter of
+    ``add_lora`` and the branch.
+    """
     family = FAMILIES[name]
+    torch.manual_seed(0)  # new adapters are drawn from the global generator
     pipe = AnyStepPipeline(family.stock(), call=family.call)
-    transformer = pipe.pipe.transformer
     if lora:
-        attach_adapter(pipe)
+        pipe.add_lora(LoraSettings(rank=LORA_RANK))
     else:
-        transformer.requires_grad_(True)
+        pipe.pipe.transformer.requires_grad_(True)
+    in_vain = pipe.freeze_unused()
     before = {n: p.detach().clone() for n, p in pipe.network.named_parameters()}
     chosen = {n: p for n, p in pipe.network.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(chosen.values(), lr=1e-3)
@@ -111,24 +117,9 @@ def training(name: str, *, lora: bool) -> dict[str, Any]:
         "finite": all(torch.isfinite(torch.tensor(losses)).tolist()),
         "trained": len(chosen),
         "moved": sum(not torch.equal(now[n], before[n]) for n in chosen),
+        "in_vain": in_vain,
         "frozen_moved": sum(not torch.equal(now[n], before[n]) for n in now if n not in chosen),
     }
-
-
-def attach_adapter(pipe: AnyStepPipeline) -> None:
-    """A PEFT adapter on the attention layers; it and the branch are trained."""
-    from peft import LoraConfig
-
-    transformer = pipe.pipe.transformer
-    targets = [
-        n for n, m in transformer.named_modules()
-        if isinstance(m, nn.Linear) and n.endswith(("to_q", "to_k", "to_v", "to_qkv_mlp_proj"))
-    ]  # fmt: skip
-    transformer.requires_grad_(False)
-    transformer.add_adapter(LoraConfig(r=4, target_modules=targets))
-    for n, p in transformer.named_parameters():
-        if "target_embedder" in n:
-            p.requires_grad_(True)
 
 
 def single_file(name: str, folder: Path) -> dict[str, Any]:
@@ -296,7 +287,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             rows = measure(Path(folder))
-        record = {**run_facts(), "training_steps": TRAINING_STEPS, "families": rows}
+        record = {**run_facts(), "training_steps": TRAINING_STEPS, "lora_rank": LORA_RANK, "families": rows}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     write_docs(rows)
 
