@@ -135,6 +135,8 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             dtype=DTYPES[model.dtype],
             device=device,
         )
+        if pipe.exported is not None:  # of the hub, where it is seen once it is opened
+            raise TwinflowError(pipe.exported.refusal(model.path))
         pipe.pipe.set_progress_bar_config(disable=True)
         prepare(pipe, recipe)
         check_sources(pipe, dataset)

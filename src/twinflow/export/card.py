@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.export.stock import is_picture
-from twinflow.pipelines.exported import Exported
+from twinflow.pipelines.exported import STEPS_KEY, UNSHIFTED, Exported
 
 VIDEO, EDIT, IMAGE = "text-to-video", "image-to-image", "text-to-image"
 
@@ -45,7 +45,7 @@ def write_lora_card(folder: str | Path, exported: Exported, *, file: str, edits:
     _write(folder, exported, code, HOW_LORA, edits=edits, video=video)
 
 
-STEPPING = ("shift", "use_dynamic_shifting", "stochastic_sampling", "shift_terminal")
+STEPPING = (*UNSHIFTED, STEPS_KEY, "stochastic_sampling", "shift_terminal")
 HOW_FOLDER = "which folded the target time into the stock weights"
 HOW_LORA = "which wrote the target time as low-rank factors beside those that were trained"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.any_step import AnyStepPipeline
+from twinflow.pipelines.exported import STEPS_KEY, UNSHIFTED
 from twinflow.sampling import few_step_times
 
 StockModule = Any
@@ -40,8 +41,8 @@ def few_step_scheduler(times: list[float]) -> Any:
 
     several = len(times) > 1
     return FlowMatchEulerDiscreteScheduler(
-        shift=1.0,
-        use_dynamic_shifting=False,
+        **UNSHIFTED,  # by which an export is recognised, without effect on its steps
+        **{STEPS_KEY: len(times)},
         stochastic_sampling=several,  # the few-step sampler draws fresh noise at every step
         shift_terminal=times[-1] if several else None,  # with one step it would divide zero by zero
     )

@@ -46,17 +46,19 @@ class AnyStepPipeline:
         fold_padding: bool = True,
     ):
         self.pipe = pipe
+        name = getattr(pipe, "name_or_path", None)
+        # What an export says of itself: it draws in one number of steps, and is not trained on.
+        self.exported = Exported.of_scheduler(getattr(getattr(pipe, "scheduler", None), "config", {}))
+        if self.exported is not None and target_time:
+            raise TwinflowError(self.exported.refusal(name or "this pipeline"))
         self.adapter = adapter_for(pipe, fold_padding=fold_padding, call=call)
         if target_time and not tt.has_target_time(pipe.transformer):
             path = self.adapter.wiring.time_path
             tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)
         # The words that the model was trained on, if they are known to be all: prompts are checked against them.
         self.words: list[str] | None = None
-        # What an export says of itself: it draws in one number of steps, and is not trained on.
-        self.exported: Exported | None = None
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
         self.lora: LoraSettings | None = None  # of the adapter on the transformer, if there is one
-        name = getattr(pipe, "name_or_path", None)
         self.base: str | None = checkpoint.base_name(name) if name else None  # where the weights came from
 
     @classmethod
@@ -121,7 +123,8 @@ class AnyStepPipeline:
         pipe.to(device)
         self = cls(pipe, target_time=target_time, fake_time=fake_time, **common)
         self.base, self.words = checkpoint.base_name(path_or_id), manifest.words
-        self.exported = exported
+        if exported is not None:  # its note says more than its scheduler
+            self.exported = exported
         if manifest.fake_time is not None:
             checkpoint.load_branch(pipe.transformer, folder)
         return self

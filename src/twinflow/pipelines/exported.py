@@ -1,16 +1,26 @@
-"""The note in an export's folder that says what it is: a network that is right for one number of steps only."""
+"""What says that a folder is an export: a network that is right for one number of steps only.
+
+That is a note beside it. Where the note was lost, as when diffusers itself saves an export anew, the scheduler says it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twinflow.errors import TwinflowError
+from twinflow.sampling import few_step_times
 
 EXPORT_FILE = "twinflow_export.json"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# The scheduler of every export: no shift of any kind, and the number of steps. All but the first two are read for dynamic
+# shifting alone, which is off, and no model is published with these values: they have no effect, and go where the
+# folder goes.
+UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.0, "max_shift": 0.0}
+STEPS_KEY = "base_image_seq_len"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +43,10 @@ class Exported:
 
     @classmethod
     def read(cls, folder: str | Path) -> Exported | None:
-        """The note in ``folder``, or None where there is none; :class:`TwinflowError` if it can't be understood."""
+        """What ``folder`` says, or None if it is no export; :class:`TwinflowError` if it can't be understood."""
         file = Path(folder) / EXPORT_FILE
         if not file.is_file():
-            return None
+            return cls._of_scheduler_file(Path(folder) / SCHEDULER_FILE)
         try:
             found = cls(**json.loads(file.read_text()))
             if found.format != 1:
@@ -44,6 +54,22 @@ class Exported:
         except (ValueError, TypeError) as error:
             raise TwinflowError(f"{file} is not of the format that this version writes: {error}") from error
         return found
+
+    @classmethod
+    def of_scheduler(cls, config: Mapping[str, Any]) -> Exported | None:
+        """What the scheduler of a pipeline says, or None if it is not an export's."""
+        if any(config.get(name) != value for name, value in UNSHIFTED.items()):
+            return None
+        nfe = int(config[STEPS_KEY])
+        return cls(kind="diffusers", nfe=nfe, times=few_step_times(nfe))
+
+    @classmethod
+    def _of_scheduler_file(cls, file: Path) -> Exported | None:
+        try:
+            config = json.loads(file.read_text())
+        except (OSError, ValueError):  # of no pipeline, or a broken one, of which whoever opens it speaks
+            return None
+        return cls.of_scheduler(config) if isinstance(config, dict) else None
 
     def refusal(self, folder: str | Path) -> str:
         """What to say to someone who wants to train it."""
