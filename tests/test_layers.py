@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"pipelines"},
     {"objectives"},
     {"sampling"},
-    {"flow", "conditions", "field", "errors", "assets"},
+    {"flow", "conditions", "field", "errors", "assets", "tensor_files"},
 )
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 

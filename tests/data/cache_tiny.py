@@ -28,17 +28,17 @@ def write(folder: Path, *, progress: Any = None, rows: int = 22, identity: Any =
 
 def die_while_writing(count: int) -> None:
     """Let shard number ``count`` be half written, and then be killed."""
-    whole, written = cache.save_file, 0
+    whole, written = cache.save_tensors, 0
 
-    def write_or_die(tensors: Any, path: Path, metadata: Any) -> None:
+    def write_or_die(tensors: Any, path: Path, *, metadata: Any) -> None:
         nonlocal written
         written += 1
-        whole(tensors, path, metadata)
+        whole(tensors, path, metadata=metadata)
         if written == count:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    cache.save_file = write_or_die
+    cache.save_tensors = write_or_die
 
 
 if __name__ == "__main__":

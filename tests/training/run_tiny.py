@@ -16,7 +16,7 @@ from .tiny import Colors, TinyPipeline, tiny_recipe
 
 def die_while_writing(count: int) -> None:
     """Let file number ``count`` of all checkpoints be half written, and then be killed."""
-    write, written = checkpoint.save_file, 0
+    write, written = checkpoint.save_tensors, 0
 
     def write_or_die(tensors: Any, path: Any) -> None:
         nonlocal written
@@ -26,7 +26,7 @@ def die_while_writing(count: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.save_file = write_or_die
+    checkpoint.save_tensors = write_or_die
 
 
 if __name__ == "__main__":

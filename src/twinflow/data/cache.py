@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from twinflow.data.encoding import ItemEncoder
@@ -20,6 +18,7 @@ from twinflow.data.identity import FileHashes, describe_differences, differences
 from twinflow.data.packing import Packer, rows_json, unpack_row
 from twinflow.data.rows import EncodedRow, encode_rows
 from twinflow.errors import TwinflowError
+from twinflow.tensor_files import save_tensors
 
 INDEX_FILE = "index.json"
 RECORD_FILE = "opening.safetensors"  # what the pipeline's encoders answered while it was opened
@@ -189,8 +188,7 @@ class CachedRows:
 
 def _write_shard(file: Path, tensors: dict[str, Tensor], rows: str) -> None:
     hidden = file.with_name(HIDDEN + file.name)
-    save_file(tensors, hidden, metadata={"rows": rows})
-    shutil.copymode(file.with_name(INDEX_FILE), hidden)  # safetensors lets nobody else read what it writes
+    save_tensors(tensors, hidden, metadata={"rows": rows})
     _into_place(hidden, file)
 
 

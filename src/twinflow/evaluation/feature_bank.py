@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from twinflow.evaluation.benchmark import digest
@@ -15,6 +15,7 @@ from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash
 from twinflow.evaluation.features import extract
 from twinflow.evaluation.frechet import FeatureStatistics
 from twinflow.evaluation.pictures import Picture, read_pixels
+from twinflow.tensor_files import save_tensors
 
 SHARD = 512  # pictures
 
@@ -69,6 +70,6 @@ class FeatureBank:
             ]
             file.parent.mkdir(parents=True, exist_ok=True)
             hidden = file.with_name(f".{file.name}.{os.getpid()}")
-            save_file({"features": torch.cat(rows).float().contiguous()}, hidden)
+            save_tensors({"features": torch.cat(rows).float().contiguous()}, hidden)
             os.replace(hidden, file)
         return load_file(file)["features"].double()

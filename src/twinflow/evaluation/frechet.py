@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from twinflow.evaluation.features import FeatureFunction, extract, pixel_features
+from twinflow.tensor_files import save_tensors
 
 
 @dataclass
@@ -84,7 +84,7 @@ class FeatureStatistics:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, bit for bit."""
         tensors = {"mean": self.mean.contiguous(), "scatter": self.scatter.contiguous()}
-        save_file(tensors, path, metadata={"features": self.feature_name, "count": str(self.count)})
+        save_tensors(tensors, path, metadata={"features": self.feature_name, "count": str(self.count)})
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twinflow.errors import TwinflowError
@@ -24,6 +23,7 @@ from twinflow.export.stock import adapter_factors, adapter_layers, check_exporta
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
 from twinflow.pipelines.exported import Exported
+from twinflow.tensor_files import save_tensors
 
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "comfyui": "comfyui_lora.safetensors"}
 DENSE = 1024  # up to this width singular values are computed exactly
@@ -115,7 +115,7 @@ def to_lora(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
-    save_file(weights, folder / FILES[format], metadata={"format": "pt"})
+    save_tensors(weights, folder / FILES[format], metadata={"format": "pt"})
     exported.save(folder)
     write_lora_card(folder, exported, file=FILES[format], edits=pipe.edits, video=makes_clips(pipe))
     ranks = {name: len(part.down) for name, part in factors.items()}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
@@ -23,6 +22,7 @@ from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.layouts import LAYOUTS, Layout
 from twinflow.pipelines.any_step import AnyStepPipeline
 from twinflow.pipelines.exported import Exported
+from twinflow.tensor_files import save_tensors
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of diffusers: original to its own, in place
 
@@ -44,7 +44,7 @@ def to_single_file(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> Expo
     stock, exported = baked_stock(pipe, nfe=nfe, exact_times=True)
     weights = original_state_dict(stock.transformer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={"format": "pt", "twinflow_export": json.dumps(asdict(exported))})
+    save_tensors(weights, path, metadata={"format": "pt", "twinflow_export": json.dumps(asdict(exported))})
     return exported
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twinflow.errors import TwinflowError
@@ -26,6 +25,7 @@ from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.slim import CONFIG_FILE, PARTS, WEIGHTS_FILE, replace_by_constants
 from twinflow.pipelines.time_path import linears
 from twinflow.sampling import seeded_noise
+from twinflow.tensor_files import let_read, save_tensors
 
 PROMPT = "a prompt of a good many words, so that it has tokens enough"
 CLOSE = 1e-5  # outputs that differ by less, relatively, are the same sum in another order
@@ -52,7 +52,7 @@ def to_slim(pipe: AnyStepPipeline, path: str | Path) -> SlimExport:
     replace_by_constants(transformer, values)
     (folder / PARTS).mkdir(parents=True, exist_ok=True)
     weights = {name: value.contiguous() for name, value in transformer.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = {"_class_name": type(transformer).__name__, **dict(transformer.config)}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, default=list) + "\n")
     stock.save_config(folder / PARTS)
@@ -62,6 +62,7 @@ def to_slim(pipe: AnyStepPipeline, path: str | Path) -> SlimExport:
     for name, part in stock.components.items():
         if name != "transformer" and hasattr(part, "save_pretrained"):
             part.save_pretrained(folder / PARTS / name)
+    let_read(folder / PARTS, like="model_index.json")
     exported = replace(exported, kind="slim")
     exported.save(folder)
     return SlimExport(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from twinflow.assets import locate
@@ -24,6 +24,7 @@ from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.exported import EXPORT_FILE
 from twinflow.pipelines.lora import LoraSettings
+from twinflow.tensor_files import let_read, save_tensors
 
 BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
@@ -98,7 +99,7 @@ def save_whole(pipe: Any, path: Path, manifest: Manifest) -> None:
         branch = _branch_of(pipe.transformer)
         with tt.detached(pipe.transformer):
             save_stock(pipe, path)
-        save_file(branch, path / BRANCH_FILE)
+        save_tensors(branch, path / BRANCH_FILE)
     else:
         save_stock(pipe, path)
     manifest.write(path)
@@ -107,6 +108,7 @@ def save_whole(pipe: Any, path: Path, manifest: Manifest) -> None:
 def save_stock(pipe: Any, path: str | Path) -> None:
     """Write a stock pipeline folder, and take away what another checkpoint in the same place has left."""
     pipe.save_pretrained(path, safe_serialization=True)
+    let_read(path, like="model_index.json")
     for name in (BRANCH_FILE, CONFIG_FILE, LORA_FILE, EXPORT_FILE):
         (Path(path) / name).unlink(missing_ok=True)
 
@@ -123,13 +125,13 @@ def save_adapter(transformer: Any, path: Path, manifest: Manifest) -> None:
     factors = lora.lora_state_dict(transformer)
     said = lora.diffusers_metadata(manifest.adapter.settings, list(lora.lora_layers(transformer)))
     metadata = {f"{LORA_PREFIX}{name}": value for name, value in said.items()}
-    save_file(
+    save_tensors(
         {f"{LORA_PREFIX}{name}": value.detach().contiguous() for name, value in factors.items()},
         path / LORA_FILE,
         metadata={"format": "pt", METADATA_KEY: json.dumps(metadata, indent=2, sort_keys=True)},
     )
     if tt.has_target_time(transformer):
-        save_file(_branch_of(transformer), path / BRANCH_FILE)
+        save_tensors(_branch_of(transformer), path / BRANCH_FILE)
     manifest.write(path)
 
 

@@ -16,9 +16,9 @@ from twinflow.sampling import few_step_times
 
 EXPORT_FILE = "twinflow_export.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-# The scheduler of every export: no shift of any kind, and the number of steps. All but the first two are read for dynamic
-# shifting alone, which is off, and no model is published with these values: they have no effect, and go where the
-# folder goes.
+# The scheduler of every export: no shift of any kind, and the number of steps. All but the first two are read for
+# dynamic shifting alone, which is off, and no model is published with these values: they have no effect, and go where
+# the folder goes.
 UNSHIFTED = {"shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.0, "max_shift": 0.0}
 STEPS_KEY = "base_image_seq_len"
 

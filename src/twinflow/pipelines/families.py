@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinflow.errors import TwinflowError
 from twinflow.pipelines.adapter import Adapter
 from twinflow.pipelines.condition import TOKENS, Condition
 from twinflow.pipelines.padding import FoldedPaddingAttention
+
+TOKENS_MASK = "encoder_attention_mask"
 
 
 class FoldedStableDiffusion3(Adapter):
@@ -40,11 +43,35 @@ def _all_equal(tokens: Tensor) -> bool:
     return bool((tokens == tokens[:, :1]).all())
 
 
+class MeanOfTokens(Adapter):
+    """HunyuanVideo, whose network takes the mean of a prompt's tokens, and divides zero by zero where there are none.
+
+    Its own template leaves a token of every prompt, the empty one too; with another one stock diffusers makes NaN.
+    """
+
+    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
+        cond = super()._encode(prompts, image)
+        mask = cond.tensors.get(TOKENS_MASK)
+        if mask is not None:
+            for prompt, known in zip(prompts, mask.bool().any(dim=1).tolist(), strict=True):
+                if not known:
+                    network = type(self.pipe.transformer).__name__
+                    raise TwinflowError(
+                        f"the prompt {prompt!r} has no token here, and {network} takes the mean of its tokens, which "
+                        "would be NaN: give another prompt (for training, unconditional_prompt), or a "
+                        "prompt_template that leaves a token"
+                    )
+        return cond
+
+
 FOLDING: dict[str, type[Adapter]] = {"StableDiffusion3Pipeline": FoldedStableDiffusion3}
+BY_TRANSFORMER: dict[str, type[Adapter]] = {"HunyuanVideoTransformer3DModel": MeanOfTokens}
 
 
 def adapter_for(pipe: Any, *, fold_padding: bool = True, call: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter of a stock pipeline; :class:`~twinflow.errors.TwinflowError` if there can be none."""
-    kind = FOLDING.get(type(pipe).__name__, Adapter) if fold_padding else Adapter
+    kind = BY_TRANSFORMER.get(type(getattr(pipe, "transformer", None)).__name__, Adapter)
+    if fold_padding:
+        kind = FOLDING.get(type(pipe).__name__, kind)
     with torch.no_grad():
         return kind(pipe, call=call)

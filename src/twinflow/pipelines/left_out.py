@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twinflow.errors import TwinflowError
+from twinflow.tensor_files import save_tensors
 
 METHODS = ("forward", "encode")  # of text encoders and of autoencoders
 SMALL = 1_000_000  # numbers
@@ -67,7 +67,7 @@ def recorded(file: Path) -> Iterator[None]:
         for restore in undo:
             restore()
     hidden = file.with_name(f".writing-{file.name}")
-    save_file(tensors, hidden, metadata={"calls": json.dumps(calls), "buffers": json.dumps(buffers)})
+    save_tensors(tensors, hidden, metadata={"calls": json.dumps(calls), "buffers": json.dumps(buffers)})
     hidden.replace(file)
 
 

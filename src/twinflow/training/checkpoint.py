@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
+from twinflow.tensor_files import save_tensors
 
 STATE_FILE = "state.json"
 FORMAT = 1
@@ -76,7 +77,7 @@ class CheckpointFolder:
         with explained(final, needed=snapshot.nbytes, leftover=hidden):
             for name, tensors in snapshot.tensors.items():
                 file = hidden / f"{name}.safetensors"
-                save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
+                save_tensors({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
                 _flush(file)
             write_text(hidden / STATE_FILE, json.dumps({"format": FORMAT, **snapshot.state}, indent=1) + "\n")
             _flush(hidden)

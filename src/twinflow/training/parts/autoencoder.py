@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from twinflow.objectives.objective import Field, Objective, RowLog, Step
+from twinflow.tensor_files import let_read
 
 
 class AutoencoderNetwork(nn.Module):
@@ -104,3 +105,4 @@ class AutoencoderPart:
         )
         self.pipe.vae = vae
         self.pipe.save_pretrained(path, safe_serialization=True)
+        let_read(path, like="model_index.json")

@@ -20,6 +20,7 @@ from twinflow.data.relations import RELATIONS
 from twinflow.data.shapeworld.captions import TASKS, Caption, all_captions
 from twinflow.data.shapeworld.world import Level, get_level
 from twinflow.objectives.objective import Field, Objective, RowLog, Step
+from twinflow.tensor_files import let_read
 
 
 class CaptionFacts:
@@ -145,3 +146,4 @@ class TextEncodersPart:
     def save_pretrained(self, path: str | Path) -> None:
         self.pipe.text_encoder, self.pipe.text_encoder_2 = self.network.encoders
         self.pipe.save_pretrained(path, safe_serialization=True)
+        let_read(path, like="model_index.json")
