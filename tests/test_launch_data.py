@@ -129,6 +129,30 @@ def test_a_cached_run_reads_no_weight_of_the_encoders(
     assert drawn.pixels.isfinite().all()
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_cache_for_a_lora_is_that_of_its_base(
+    tmp_path: Path, model: Path, pictures: Path, train: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training goes on from an adapter, or with it merged: the same run with the cache that was written for the base,
+    with one that was written for the adapter, and without."""
+    data = {"kind": "folder", "path": str(pictures), "size": SIZE}
+    first = {"path": str(model), "train": "lora", "lora": {"rank": 2}}
+    raw = recipe(model, tmp_path / "first", {**data, "cache": str(tmp_path / "base")}) | {"model": first}
+    cache(make_recipe(raw))
+    adapter = launch(make_recipe(raw)).pipeline
+    assert not (adapter / "model_index.json").exists()
+    then = {**first, "path": str(adapter)} if train == "lora" else {"path": str(adapter)}
+    raw = recipe(model, tmp_path, {**data, "cache": str(tmp_path / "adapter")}) | {"model": then}
+    cache(make_recipe(raw))
+    for name in ("base", "adapter", None):
+        used = {**data, "cache": str(tmp_path / name)} if name else data
+        launch(make_recipe(recipe(model, tmp_path / f"run_{name}", used) | {"model": then}))
+    expected = losses(tmp_path / "run_None")
+    assert len(expected) == 4
+    assert losses(tmp_path / "run_base") == losses(tmp_path / "run_adapter") == expected
+    assert "can't be left out" not in caplog.text
+
+
 def test_prompts_alone(tmp_path: Path, model: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a photo of a red circle\na photo of two squares\n")
     data = {"kind": "prompts", "path": str(tmp_path / "prompts.txt")}

@@ -12,6 +12,7 @@ from typing import Any
 from twinflow.assets import locate
 from twinflow.data.shards import local_files
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.checkpoint import Manifest
 
 # Parts of a pipeline that training changes, or that have no say in what is encoded.
 TRAINED = ("transformer", "transformer_2", "scheduler")
@@ -68,8 +69,13 @@ def model_identity(path: str, *, settings: Mapping[str, Any], hashes: FileHashes
 
 
 def pipeline_folder(path: str) -> Path:
-    """The folder of a pipeline: itself, an embedded one, or where the hub's client keeps it."""
+    """The folder of a pipeline: itself, an embedded one, where the hub's client keeps it, or that of a LoRA's base."""
     folder = Path(locate(path))
+    adapter = Manifest.read(folder).adapter
+    if adapter is not None:  # it has no encoders of its own
+        if adapter.base is None:
+            raise TwinflowError(f"{path} is a LoRA that names no base: its encoders can't be found")
+        return pipeline_folder(adapter.base)
     if (folder / "model_index.json").is_file():
         return folder
     from diffusers import DiffusionPipeline
