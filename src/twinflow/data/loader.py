@@ -14,6 +14,7 @@ from twinflow.conditions import concat_rows, take_rows
 from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
 from twinflow.data.places import Places
+from twinflow.data.read_ahead import ReadAhead
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.data.stream import StreamDataset, StreamOrder
 
@@ -77,7 +78,10 @@ class Loader:
 
 
 class OnlineExamples:
-    """Examples that are read and encoded each time they are used, ``together`` at a time (all, if ``None``)."""
+    """Examples that are read and encoded each time they are used, ``together`` at a time (all, if ``None``).
+
+    Those that :meth:`expect` names are read, but not encoded, in a thread.
+    """
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class OnlineExamples:
         self.dataset, self.seed, self.unconditional = dataset, seed, unconditional
         self.guided = guided  # whether batches need unconditional conditions
         self._encoder = ItemEncoder(encoder, unconditional=unconditional, together=together or sys.maxsize)
+        self._ahead = None if isinstance(dataset, StreamDataset) else ReadAhead(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -104,7 +109,7 @@ class OnlineExamples:
         self, rows: Sequence[int], dropped: Tensor | None = None, *, epochs: Sequence[int] | None = None
     ) -> EncodedBatch:
         """Rows of the data set, each in its epoch; where ``dropped`` (B,) is true with the unconditional prompt."""
-        items = [self.dataset[row] for row in rows]
+        items = [self.dataset[row] for row in rows] if self._ahead is None else self._ahead.items(rows)
         captions = [
             choose_caption(item, seed=self.seed, epoch=epoch, row=row)
             for item, row, epoch in zip(items, rows, epochs or [0] * len(items), strict=True)
@@ -115,6 +120,11 @@ class OnlineExamples:
                 for caption, drop in zip(captions, dropped.tolist(), strict=True)
             ]
         return self._encoder.batch(items, captions, guided=self.guided)
+
+    def expect(self, order: Order) -> None:
+        """Begin to read what ``order`` gives next. Streamed rows are read by their order, not here."""
+        if self._ahead is not None and not isinstance(order, StreamOrder):
+            self._ahead.expect(coming_rows(order))
 
 
 class LatentCache:
@@ -198,6 +208,14 @@ class LatentCache:
 
 Examples = OnlineExamples | LatentCache | CachedExamples
 Order = ShuffledOrder | BucketedOrder | StreamOrder
+
+
+def coming_rows(order: ShuffledOrder | BucketedOrder) -> list[int]:
+    """The rows that ``order`` gives next. It stays where it is, and so does a checkpoint that is written now."""
+    place = order.state_dict()
+    rows = order.next_rows()
+    order.load_state_dict(place)
+    return rows
 
 
 def order_of(dataset: Any, *, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> Order:

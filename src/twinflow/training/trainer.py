@@ -369,6 +369,8 @@ class Trainer:
                 draws = torch.rand(len(places.rows), generator=self.state.generator)
                 dropped = draws < self.recipe.caption_dropout
             batch = self.examples.batch(places.rows, dropped, epochs=places.epochs)
+            if isinstance(self.examples, OnlineExamples):
+                self.examples.expect(self.state.order)
             yield EncodedBatch(
                 x=to_device(batch.x, self.device),
                 cond=to_device(batch.cond, self.device),
