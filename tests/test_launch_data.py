@@ -95,6 +95,12 @@ def test_cached_and_uncached_training_are_the_same_run(tmp_path: Path, model: Pa
     (pictures / "000000.png").write_bytes((pictures / "000003.png").read_bytes())
     refused("data.contents.000000.png", recipe(model, tmp_path / "other", cached))
     (pictures / "000000.png").write_bytes(named)
+    shutil.copytree(model, tmp_path / "other")
+    (weights,) = (tmp_path / "other" / "text_encoder").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    refused(
+        "model.files.text_encoder/model.safetensors", recipe(tmp_path / "other", tmp_path / "run", cached)
+    )
     refused("there is no cache", recipe(model, tmp_path / "other", {**data, "cache": "nowhere"}))
 
 

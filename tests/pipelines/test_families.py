@@ -6,7 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 
 from families import FAMILIES, NAMES
@@ -80,6 +86,32 @@ def test_a_few_euler_steps_are_the_stock_pipelines(family):
     pictures = pictures.movedim(1, 2) if family.video else pictures
     assert ours.std() > 0.01
     torch.testing.assert_close(ours, pictures, rtol=0, atol=1e-3)
+
+
+def test_a_pipeline_that_edits_one_picture_a_call_is_driven_row_by_row(monkeypatch):
+    """The first Qwen-Image-Edit refuses two prompts with one source picture. Its parts are those of its successor."""
+    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit as edit
+
+    calculate = edit.calculate_dimensions
+    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: calculate(SIZE, ratio))
+    family = FAMILIES["qwen_edit"]
+    stock = edit.QwenImageEditPipeline(**family.stock().components)
+    stock.set_progress_bar_config(disable=True)
+    any_step = AnyStepPipeline(stock, call=family.call, target_time=False)
+    assert any_step.edits
+    assert any_step.adapter.wiring.one_prompt_a_call
+    cond = any_step.encode_prompts(PROMPTS[:2], images=SOURCES[:2])
+    x, plain = noise(any_step, 2), FlowMatchEulerDiscreteScheduler(shift=1.0)
+    final = []
+    for row in range(2):
+        stock.scheduler = plain
+        call = family.call | {"prompt": PROMPTS[row], "image": SOURCES[row], "num_inference_steps": 3}
+        final.append(stock(latents=x[row : row + 1], output_type="latent", true_cfg_scale=1.0, **call)[0])
+    with torch.no_grad():
+        for now, then in pairwise(plain.sigmas.tolist()):
+            t = torch.full((2,), now)
+            x = x - (now - then) * any_step.field(x, t, t, cond)
+    torch.testing.assert_close(x, torch.cat(final), rtol=1e-4, atol=2e-5)
 
 
 def test_a_new_network_that_still_returns_zero_is_driven_alike(family):
@@ -292,6 +324,22 @@ def test_what_is_not_flow_matching_is_refused():
         AnyStepPipeline(pipe)
     with pytest.raises(TwinflowError, match=r"Linear has no transformer \(its networks: none\)"):
         AnyStepPipeline(torch.nn.Linear(1, 1))
+
+
+def test_a_folder_of_a_unet_or_without_scheduler_is_refused(tmp_path):
+    unet = UNet2DModel(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+                       layers_per_block=1, norm_num_groups=1, sample_size=8)  # fmt: skip
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "unet")
+    with pytest.raises(TwinflowError, match=r"DDIMPipeline has no transformer \(its networks: unet\)"):
+        AnyStepPipeline.from_pretrained(tmp_path / "unet")
+    FAMILIES["sana"].stock().save_pretrained(tmp_path / "bare")
+    (tmp_path / "bare" / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(TwinflowError, match=r"bare is not a folder that diffusers can load.*scheduler"):
+        AnyStepPipeline.from_pretrained(tmp_path / "bare")
+    pipe = FAMILIES["flux"].stock()
+    pipe.scheduler = None
+    with pytest.raises(TwinflowError, match="FluxPipeline has no scheduler"):
+        AnyStepPipeline(pipe)
 
 
 def test_a_model_with_a_target_time_of_its_own_is_refused():

@@ -23,7 +23,10 @@ class ReadAhead:
 
     def items(self, rows: Sequence[int]) -> list[Item]:
         """The items of ``rows``, each of its own, those that come twice too."""
-        asked = [self._coming.pop(row, None) or self._reader.submit(self._read, row) for row in rows]
+        asked = [
+            self._coming.pop(row) if row in self._coming else self._reader.submit(self._read, row)
+            for row in rows
+        ]
         self._forget()
         return [item.result() for item in asked]
 

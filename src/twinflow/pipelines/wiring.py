@@ -78,7 +78,7 @@ def discover(pipe: Any, *, call: Mapping[str, Any] | None = None) -> Wiring:
             except TwinflowError:
                 raise
             except Exception as error:  # pipelines raise whatever a wrong call leads them to
-                if len(prompts) == 1 or "batch" not in str(error).lower():
+                if len(prompts) == 1:  # several, with one source picture, are too many for some
                     raise TwinflowError(refusal(pipe, arguments, error)) from error
     raise TwinflowError(
         f"{type(pipe).__name__} can't be driven as a flow-matching model: {'; '.join(dict.fromkeys(reasons))}"
