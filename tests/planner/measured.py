@@ -12,7 +12,7 @@ from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import STUDENT, Objective, TwinFlow
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.freezing import freeze_parameters
-from twinflow.planner.plan import Planner
+from twinflow.planner import Planner
 from twinflow.planner.prediction import backbone_of
 from twinflow.planner.run import checkpointed
 from twinflow.planner.schedule import count_steps

@@ -109,8 +109,15 @@ def test_the_gradients_of_a_block_are_all_that_lives() -> None:
 def trained_weights(output: Path, steps: int, **optimizer: Any) -> dict[str, Tensor]:
     settings = {"lr": 1e-2, "clip": None, **optimizer}
     pipe = TinyPipeline(width=80)  # so that the low-bit moments of its matrices are really in few bits
-    pipe.network.to(torch.bfloat16 if settings.pop("bf16", False) else torch.float32)
-    recipe = tiny_recipe(output, optimizer=settings, train={"steps": steps}, checkpoint={"every": 3})
+    dtype = "bf16" if settings.pop("bf16", False) else "fp32"
+    pipe.network.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    recipe = tiny_recipe(
+        output,
+        model={"dtype": dtype},
+        optimizer=settings,
+        train={"steps": steps},
+        checkpoint={"every": 3},
+    )
     pipe.network.forward = _in_own_dtype(pipe.network)  # type: ignore[method-assign]
     Trainer(recipe, pipe, Colors()).run()
     return {name: p.detach().clone() for name, p in pipe.network.named_parameters()}

@@ -19,7 +19,12 @@ def plan(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: train.batch=8 …")] = None,
     gpu: Annotated[str, typer.Option(help="h100-80, h200-141, a100-40, l40s-48, rtx4090-24, …")] = "h100-80",
-    gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(help="How many of them, laid out as the recipe's parallel section says.")
+    ] = 1,
+    machine: Annotated[
+        int | None, typer.Option(help="How many of them in one machine; by default up to 8.")
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="A published model in the place of the recipe's: qwen-image, wan2.1-14b, …"),
@@ -41,7 +46,13 @@ def plan(
         changes, recipe = [recipe, *changes], None
     wanted = recipe_for(Path(recipe) if recipe else None, changes, config=config)
     planner, made = plan_recipe(
-        wanted, gpu=gpu_named(gpu), gpus=gpus, config=config, text_tokens=text_tokens, frames=frames
+        wanted,
+        gpu=gpu_named(gpu),
+        gpus=gpus,
+        machine=machine,
+        config=config,
+        text_tokens=text_tokens,
+        frames=frames,
     )
     tried = find_remedies(planner, made) if remedies and not made.fits else []
     if as_json:

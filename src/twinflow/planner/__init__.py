@@ -8,7 +8,8 @@ from pathlib import Path
 from twinflow.config import Recipe, load_recipe
 from twinflow.errors import TwinflowError
 from twinflow.planner.hardware import GPUS, Gpu, gpu_named
-from twinflow.planner.plan import Plan, Planner
+from twinflow.planner.plan import Plan
+from twinflow.planner.planner import Planner
 from twinflow.planner.remedies import Tried, find_remedies
 from twinflow.planner.setup import Setup
 from twinflow.planner.sources import Backbone, published
@@ -58,12 +59,15 @@ def plan_recipe(
     *,
     gpu: Gpu,
     gpus: int = 1,
+    machine: int | None = None,
     config: str | None = None,
     text_tokens: int | None = None,
     frames: int | None = None,
     backbone: Backbone | None = None,
 ) -> tuple[Planner, Plan]:
-    """Plan ``recipe``; ``config`` is a published configuration in the place of the recipe's model.
+    """Plan ``recipe`` on ``gpus`` GPUs, ``machine`` of them in each machine, laid out as ``recipe.parallel`` says.
+
+    ``config`` is a published configuration in the place of the recipe's model.
 
     :class:`TwinflowError` for what can't be planned: a part other than the transformer, or a transformer that
     can't be called from its configuration.
@@ -81,4 +85,4 @@ def plan_recipe(
         text_tokens=text_tokens or backbone.text_tokens,
     )
     planner = Planner(backbone, recipe.build_objective())
-    return planner, planner.plan(setup, gpu, gpus)
+    return planner, planner.plan(setup, gpu, gpus, machine=machine)

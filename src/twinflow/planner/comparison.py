@@ -7,7 +7,8 @@ from typing import Any
 
 from twinflow.objectives import STUDENT, TwinFlow
 from twinflow.objectives.dmd2 import DMD2
-from twinflow.planner.plan import Plan, Planner
+from twinflow.planner.plan import Plan
+from twinflow.planner.planner import Planner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ def compare(planner: Planner, plan: Plan) -> list[Row]:
     else:
         name, method, teacher = "DMD2", DMD2(times=(1.0,), guidance=guidance), "frozen"
     rival = planner.under(method)
-    other = rival.plan(replace(plan.setup, teacher=teacher), plan.gpu, plan.gpus, sharded=plan.sharded)
+    other = rival.plan(replace(plan.setup, teacher=teacher), plan.gpu, plan.gpus, shards=plan.shards)
     return [*rows, _row(name, method, other)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,19 @@ class Weight:
     @property
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize if self.stored is None else self.stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some weights together."""
+
+    count: int  # elements
+    bytes: int
+
+    @classmethod
+    def of(cls, weights: Iterable[Weight]) -> Part:
+        listed = list(weights)
+        return cls(count=sum(w.numel for w in listed), bytes=sum(w.nbytes for w in listed))
 
 
 @dataclass(kw_only=True)
@@ -148,13 +161,16 @@ class FakeNetwork:
             found[key] = found.get(key, 0) + weight.numel
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
-    def largest_block(self) -> int:
-        """Bytes of the weights of the largest block."""
-        sizes: dict[int, int] = {}
+    def largest_block(self) -> Part:
+        """The weights of the block that has most."""
+        blocks: dict[int, list[Weight]] = {}
         for weight in self.weights:
             if weight.block is not None:
-                sizes[weight.block] = sizes.get(weight.block, 0) + weight.nbytes
-        return max(sizes.values(), default=0)
+                blocks.setdefault(weight.block, []).append(weight)
+        return max(map(Part.of, blocks.values()), key=lambda part: part.bytes, default=Part(count=0, bytes=0))
+
+    def outside_blocks(self) -> Part:
+        return Part.of([weight for weight in self.weights if weight.block is None])
 
 
 def _keep_exact(module: nn.Module) -> None:

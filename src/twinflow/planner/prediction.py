@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from twinflow.planner import plan_recipe
 from twinflow.planner.hardware import GPUS, Gpu
 from twinflow.planner.plan import Plan, size
 from twinflow.planner.sources import Backbone, measure_autoencoder
-from twinflow.training.parallel import shares
+from twinflow.recipes.sections import Parallel
 from twinflow.training.watch import Prediction
 
 
@@ -25,11 +26,18 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
     if recipe.model.part != "transformer" or not hasattr(model, "adapter"):
         return None
     device = next(model.network.parameters()).device
-    gpu = gpu_at(device)
+    gpu, world = gpu_at(device), int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.parallel.mode == "auto" and device.type != "cuda":  # which shards on GPUs alone
+        recipe = recipe.model_copy(update={"parallel": Parallel(mode="replicate")})
     try:
         backbone = backbone_of(model)
         _, plan = plan_recipe(
-            recipe, gpu=gpu, gpus=shares(recipe), backbone=backbone, text_tokens=backbone.text_tokens
+            recipe,
+            gpu=gpu,
+            gpus=world,
+            machine=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+            backbone=backbone,
+            text_tokens=backbone.text_tokens,
         )
     except Exception as error:  # a family that can't be called from its configuration is trained all the same
         return Prediction(line=f"no plan: {str(error).splitlines()[0]}", bytes=None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from twinflow.planner.plan import WHOLE_MATRICES, Plan, Planner
+from twinflow.planner.plan import Plan
+from twinflow.planner.planner import Planner
 from twinflow.planner.setup import Setup
-from twinflow.recipes.sections import Lora
+from twinflow.recipes.sections import Lora, Parallel
 
 _MOST_GPUS = 64
 
@@ -149,7 +150,7 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
     while full and gpus < _MOST_GPUS:
         gpus *= 2
         yield Remedy(
-            overrides=f"optimizer.in_backward=false --gpus {gpus}",
+            overrides=f"{_more(start)}--gpus {gpus}",
             costs="more GPUs",
             change=_shardable,
             gpus=gpus,
@@ -177,9 +178,16 @@ def _to_optimizer(name: str) -> Callable[[Setup], Setup]:
 
 
 def _shardable(setup: Setup) -> Setup:
-    """With gradients after the backward, and an optimiser that works on slices."""
-    name = setup.optimizer.name if setup.optimizer.name not in WHOLE_MATRICES else "adamw8bit"
-    return setup.with_optimizer(in_backward=False, name=name)
+    """With shards, and an optimiser that works on slices."""
+    if setup.parallel.mode == "replicate":
+        setup = replace(setup, parallel=Parallel())
+    return setup.with_optimizer(name="adamw8bit") if setup.optimizer.name == "muon" else setup
+
+
+def _more(setup: Setup) -> str:
+    """What :func:`_shardable` changes, as overrides."""
+    mode = "parallel.mode=shard " if setup.parallel.mode == "replicate" else ""
+    return mode + ("optimizer.name=adamw8bit " if setup.optimizer.name == "muon" else "")
 
 
 def _to_batch(batch: int) -> Callable[[Setup], Setup]:

@@ -10,7 +10,7 @@ import torch
 from twinflow.config import Recipe
 from twinflow.pipelines.quantise import Kind
 from twinflow.planner.run import StepOptions
-from twinflow.recipes.sections import Ema, Lora, Optimizer
+from twinflow.recipes.sections import Ema, Lora, Model, Optimizer, Parallel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,6 +39,7 @@ class Setup:
     text_tokens: int = 256
     cached: bool = True  # text encoder and autoencoder leave the GPU once everything is encoded
     previews: bool = False  # but the autoencoder, which decodes the pictures
+    parallel: Parallel = field(default_factory=Parallel)
 
     @classmethod
     def of(cls, recipe: Recipe, *, size: int, frames: int | None, text_tokens: int) -> Setup:
@@ -66,6 +67,7 @@ class Setup:
             text_tokens=int(call.get("max_sequence_length", text_tokens)),
             cached=bool(data.cache),
             previews=recipe.preview.every > 0,
+            parallel=recipe.parallel,
         )
 
     @property
@@ -76,6 +78,11 @@ class Setup:
             in_backward=self.optimizer.in_backward,
             autocast=self.autocast,
         )
+
+    @property
+    def model(self) -> Model:
+        """What a recipe says of the model, as far as it decides whether it is sharded."""
+        return Model(path="-", train="full" if self.lora is None else "lora", quantize=self.quantize)
 
     @property
     def half(self) -> bool:

@@ -24,7 +24,8 @@ def model_table(plan: Plan) -> Table:
 
 def memory_table(plan: Plan) -> Table:
     """Memory of one GPU by component."""
-    table = _table("memory", f"on each of {plan.gpus} x {plan.gpu.name}", "at the peak")
+    layout = f", sharded among {plan.shards}" if plan.sharded else ""
+    table = _table("memory", f"on each of {plan.gpus} x {plan.gpu.name}{layout}", "at the peak")
     for component in plan.components:
         table.add_row(component.name, size(component.bytes))
     table.add_section()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from twinflow.planner.tracker import Segment
@@ -27,25 +27,36 @@ class Timeline:
     peak: int = 0
     peak_at: str = ""
     gradients_at_peak: int = 0
+    passing_at_peak: int = 0
     host: int = 0
     host_peak: int = 0
     flops: dict[str, int] = field(default_factory=dict)  # by the phase of the step
 
     @classmethod
-    def of(cls, stretches: Iterable[Stretch], *, gradient_share: float = 1.0) -> Timeline:
-        """Of ``stretches``; of complete gradients only a share stays (where they are sharded)."""
+    def of(
+        cls,
+        stretches: Iterable[Stretch],
+        *,
+        gradient_share: float = 1.0,
+        passing: Callable[[str], int] = lambda phase: 0,
+    ) -> Timeline:
+        """Of ``stretches``; of complete gradients only a share stays (where they are sharded).
+
+        ``passing``: bytes that are there besides for the length of a phase of the step, by its name.
+        """
         timeline = cls()
         for stretch in stretches:
-            timeline.add(stretch, gradient_share)
+            timeline.add(stretch, gradient_share, passing(stretch.segment.label.partition("|")[0]))
         return timeline
 
-    def add(self, stretch: Stretch, gradient_share: float = 1.0) -> None:
+    def add(self, stretch: Stretch, gradient_share: float = 1.0, passing: int = 0) -> None:
         segment, before = stretch.segment, stretch.count - 1
         gradients = round(stretch.gradients * gradient_share)
         change = segment.change - stretch.gradients + gradients
-        top = self.live + max(before * change, 0) + segment.rise  # of the repetition that starts highest
+        # Of the repetition that starts highest.
+        top = self.live + max(before * change, 0) + segment.rise + passing
         if top > self.peak:
-            self.peak, self.peak_at = top, segment.label
+            self.peak, self.peak_at, self.passing_at_peak = top, segment.label, passing
             self.gradients_at_peak = self.gradients + before * max(gradients, 0) + max(stretch.gradients, 0)
         self.live += stretch.count * change + stretch.more
         self.gradients += stretch.count * gradients

@@ -231,11 +231,23 @@ class Optimizer(Section):
     # Update the weights of a block as soon as the backward pass has its gradients, and drop these: all gradients
     # are never there at once. Without clip, which needs the norm of all, and accumulation, which adds them up.
     in_backward: bool = False
+    # Bits of bf16 weights beyond bf16's own, in a tensor beside them: masters of 24 or 32 bits, and no need for fp32
+    # weights. The networks compute with the bf16 part.
+    extra_bits: Literal[0, 8, 16] = 0
+
+    @model_validator(mode="after")
+    def _extra_where_rounded(self) -> Optimizer:
+        if self.extra_bits and self.name in ("radam", "muon"):
+            raise ValueError(
+                f"optimizer.extra_bits = {self.extra_bits} is for adamw, adamw8bit, adamw4bit and adafactor, got "
+                f"optimizer.name = {self.name!r}"
+            )
+        return self
 
     @property
     def rounds_stochastically(self) -> bool:
         """Whether bf16 weights are rounded up or down by chance, so that the mean of small steps is right."""
-        return self.name in ("adafactor", "adamw8bit", "adamw4bit")
+        return self.name in ("adafactor", "adamw8bit", "adamw4bit") or self.extra_bits > 0
 
 
 class Ema(Section):
@@ -365,6 +377,11 @@ class Recipe(Section):
             raise ValueError(
                 "objective.teacher = 'ema' needs an average, but ema.teacher_decay = 0: "
                 "set it above 0 (such as 0.99), or objective.teacher to 'self'"
+            )
+        if self.optimizer.extra_bits and self.model.dtype == "fp32":
+            raise ValueError(
+                f"optimizer.extra_bits = {self.optimizer.extra_bits} adds to bf16 weights, but model.dtype = 'fp32' "
+                "has them all: set model.dtype to bf16, or extra_bits to 0"
             )
         if self.optimizer.in_backward and self.optimizer.clip is not None:
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from twinflow.objectives import Field, NetworkSpec, Objective
 from twinflow.recipes.sections import Optimizer
@@ -41,7 +42,12 @@ class Trained:
         return cls(
             parameters=list(parameters.values()),
             leaves=list(leaves.values()),
-            optimizers=Optimizers(leaves, settings, seed=seed),
+            optimizers=Optimizers(
+                leaves,
+                settings,
+                seed=seed,
+                cut={name: p for name, p in parameters.items() if isinstance(p, DTensor)},
+            ),
             lr=lr,
         )
 

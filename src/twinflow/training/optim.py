@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from twinflow.recipes.sections import Optimizer as Settings
 from twinflow.training.optim_adafactor import Adafactor
 from twinflow.training.optim_in_backward import InBackward, blockwise
 from twinflow.training.optim_low_bit import LowBitAdamW
 from twinflow.training.optim_rounding import CHUNK, UPDATE_BYTES, RoundingOptimizer
+from twinflow.training.shards import Cut
 
 LOW_BITS = {"adamw8bit": 8, "adamw4bit": 4}
 
@@ -43,19 +45,32 @@ class Optimizers:
 
     One for all parameters, or Muon for the matrices of repeated blocks and AdamW for the rest; with
     ``in_backward`` these for each block of its own, see :class:`~twinflow.training.optim_in_backward.InBackward`.
-    ``seed``: of the random numbers of stochastic rounding.
+    ``seed``: of the random numbers of stochastic rounding. ``cut``: the parameters of which ``parameters`` are slices,
+    by name.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Settings, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: Settings,
+        *,
+        seed: int = 0,
+        cut: Mapping[str, DTensor] | None = None,
+    ) -> None:
         self.settings = settings
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+        self._cuts: dict[Tensor, Cut] = {
+            parameters[name]: Cut.of(whole) for name, whole in (cut or {}).items()
+        }
         self.in_backward: InBackward | None = None
         if settings.in_backward:
-            units = [_build(unit, settings, self._names, seed) for unit in blockwise(parameters)]
+            units = [_build(unit, settings, self._names, seed, self._cuts) for unit in blockwise(parameters)]
             self.all = [optimizer for unit in units for optimizer in unit]
-            self.in_backward = InBackward(units)
+            self.in_backward = InBackward(
+                units, sources={parameters[name]: whole for name, whole in (cut or {}).items()}
+            )
         else:
-            self.all = _build(parameters, settings, self._names, seed)
+            self.all = _build(parameters, settings, self._names, seed, self._cuts)
 
     def begin(self, *, lr: float) -> None:
         """The learning rate of the step whose backward pass comes next."""
@@ -103,39 +118,41 @@ class Optimizers:
 def state_bytes(settings: Settings, shape: Sequence[int], dtype: torch.dtype, *, in_block: bool) -> int:
     """What the optimiser keeps of a parameter of this shape; its counter of steps is not counted."""
     count = int(torch.Size(shape).numel())
+    extra = count * settings.extra_bits // 8 if dtype == torch.bfloat16 else 0
     if settings.name == "adafactor":
-        return Adafactor.state_bytes(shape)
-    if settings.name in LOW_BITS:
-        return LowBitAdamW.state_bytes(shape, bits=LOW_BITS[settings.name])
+        return Adafactor.state_bytes(shape) + extra
+    if _bits(settings) is not None:
+        return LowBitAdamW.state_bytes(shape, bits=_bits(settings) or 32) + extra
     moments = 1 if settings.name == "muon" and len(shape) == 2 and in_block else 2
     return moments * count * dtype.itemsize
 
 
 def update_bytes(settings: Settings, largest: int) -> int:
     """Passing memory of an update whose largest parameter has so many elements."""
-    if settings.name == "adafactor" or settings.name in LOW_BITS:
+    if settings.name == "adafactor" or _bits(settings) is not None:
         return min(largest, CHUNK) * UPDATE_BYTES
     return 0  # fused
 
 
 def _build(
-    parameters: Mapping[str, nn.Parameter], settings: Settings, names: dict[Tensor, str], seed: int
+    parameters: Mapping[str, nn.Parameter],
+    settings: Settings,
+    names: dict[Tensor, str],
+    seed: int,
+    cuts: Mapping[Tensor, Cut],
 ) -> list[torch.optim.Optimizer]:
     groups = _groups(parameters, settings)
+    common: dict[str, Any] = {
+        "lr": settings.lr,
+        "names": names,
+        "seed": seed,
+        "extra_bits": settings.extra_bits,
+    }
     if settings.name == "adafactor":
-        return [Adafactor(groups, lr=settings.lr, beta2=settings.betas[1], names=names, seed=seed)]
-    if settings.name in LOW_BITS:
-        return [
-            LowBitAdamW(
-                groups,
-                bits=LOW_BITS[settings.name],
-                lr=settings.lr,
-                betas=settings.betas,
-                eps=settings.eps,
-                names=names,
-                seed=seed,
-            )
-        ]
+        return [Adafactor(groups, beta2=settings.betas[1], cuts=cuts, **common)]
+    bits = _bits(settings)
+    if bits is not None:
+        return [LowBitAdamW(groups, bits=bits, betas=settings.betas, eps=settings.eps, **common)]
     if settings.name == "muon":
         hidden = {name: p for name, p in parameters.items() if p.dim() == 2 and _in_block(name)}
         rest = {name: p for name, p in parameters.items() if name not in hidden}
@@ -163,6 +180,13 @@ def _build(
             )
         ]
     return [_adamw(parameters, settings)]
+
+
+def _bits(settings: Settings) -> int | None:
+    """Those of the moments, where AdamW is our own: torch's has no extra bits for the weights."""
+    if settings.name == "adamw" and settings.extra_bits:
+        return 32
+    return LOW_BITS.get(settings.name)
 
 
 def _adamw(parameters: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.Optimizer:

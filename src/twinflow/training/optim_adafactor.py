@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from twinflow.training.optim_rounding import RoundingOptimizer, chunks
+from twinflow.training.shards import Cut
 
 _TINY = 1e-30  # epsilon_1 of the paper, added to squares
 
@@ -28,11 +29,14 @@ class Adafactor(RoundingOptimizer):
         beta2: float,
         names: dict[Tensor, str],
         seed: int,
+        extra_bits: int = 0,
+        cuts: Mapping[Tensor, Cut] | None = None,
         bound: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
+        self.cuts = cuts or {}  # parameters that are slices
         defaults = {"lr": lr, "beta2": beta2, "bound": bound, "weight_decay": weight_decay}
-        super().__init__(params, defaults, names=names, seed=seed)
+        super().__init__(params, defaults, names=names, seed=seed, extra_bits=extra_bits)
 
     def new_state(self, parameter: nn.Parameter) -> dict[str, Any]:
         def zeros(*shape: int) -> Tensor:
@@ -40,8 +44,11 @@ class Adafactor(RoundingOptimizer):
 
         if parameter.dim() < 2:
             return {"step": 0, "square": zeros(parameter.numel())}
-        rows = parameter.shape[0]
-        return {"step": 0, "row_square": zeros(rows), "column_square": zeros(parameter.numel() // rows)}
+        return {
+            "step": 0,
+            "row_square": zeros(parameter.shape[0]),
+            "column_square": zeros(_columns(parameter)),
+        }
 
     def update(
         self,
@@ -51,34 +58,56 @@ class Adafactor(RoundingOptimizer):
         group: dict[str, Any],
         generator: Generator,
     ) -> None:
+        # Of a matrix that is cut, rows are here or elsewhere, and means over rows are those of all processes.
+        cut = self.cuts.get(parameter)
         rows = parameter.shape[0] if parameter.dim() >= 2 else 1
-        weight, g = parameter.view(rows, -1), gradient.reshape(rows, -1)
+        columns = _columns(parameter)
+        weight, g = parameter.view(rows, columns), gradient.reshape(rows, columns)
         new = 1 - min(group["beta2"], 1 - state["step"] ** -0.8)  # 1 in the first step: no bias to correct
-        parts = [
-            slice(s.start // g.shape[1], s.stop // g.shape[1]) for s in chunks(g.numel(), multiple=g.shape[1])
-        ]
+        size = max(columns, 1)
+        parts = [slice(s.start // size, s.stop // size) for s in chunks(g.numel(), multiple=size)]
         if "square" in state:
             square = state["square"].lerp_(g[0].float().square() + _TINY, new)
-            row_scale, column_scale = torch.ones_like(square[:1]), square.rsqrt()
+            row_scale, column_scale = torch.ones(1, device=g.device), square.rsqrt()
         else:
             means = [_means(g[part]) for part in parts]
-            state["row_square"].lerp_(torch.cat([row for row, _ in means]), new)
-            state["column_square"].lerp_(torch.stack([c for _, c in means]).sum(0) / rows, new)
-            row_scale = (state["row_square"] / state["row_square"].mean()).rsqrt()
+            sums = sum((c for _, c in means), start=torch.zeros_like(state["column_square"]))
+            if means:
+                state["row_square"].lerp_(torch.cat([row for row, _ in means]), new)
+            state["column_square"].lerp_(_over_all(sums, cut) / (cut.shape[0] if cut else rows), new)
+            row_scale = (state["row_square"] / _mean(state["row_square"], cut)).rsqrt()
             column_scale = state["column_square"].rsqrt()
         squares = [_square_sum(g[part], row_scale[part], column_scale) for part in parts]
-        rms = (torch.stack(squares).sum() / g.numel()).sqrt()
+        total = _over_all(sum(squares, start=torch.zeros((), device=g.device)), cut)
+        rms = (total / (cut.shape.numel() if cut else g.numel())).sqrt()
         factor = group["lr"] / (rms / group["bound"]).clamp(min=1.0)
         keep = 1 - group["lr"] * group["weight_decay"]
+        extra = state.get("extra")
         for part in parts:
             step = g[part].float() * row_scale[part, None] * column_scale
-            self.rounding.write(weight[part], weight[part].float() * keep - factor * step, generator)
+            rest = None if extra is None else extra.view(rows, columns)[part]
+            value = self.rounding.read(weight[part], rest) * keep - factor * step
+            self.rounding.write(weight[part], value, generator, rest)
 
     @staticmethod
     def state_bytes(shape: Sequence[int]) -> int:
         """Of a parameter of this shape."""
         count = int(torch.Size(shape).numel())
         return 4 * (count if len(shape) < 2 else shape[0] + count // shape[0])
+
+
+def _columns(parameter: Tensor) -> int:
+    """Elements of a row; a vector is one row. A slice may have no row at all."""
+    return int(parameter.shape[1:].numel()) if parameter.dim() >= 2 else parameter.numel()
+
+
+def _over_all(part: Tensor, cut: Cut | None) -> Tensor:
+    return part if cut is None else cut.add_up(part)
+
+
+def _mean(rows: Tensor, cut: Cut | None) -> Tensor:
+    """Of ``rows`` of all processes."""
+    return rows.mean() if cut is None else cut.add_up(rows.sum()) / cut.shape[0]
 
 
 def _means(g: Tensor) -> tuple[Tensor, Tensor]:

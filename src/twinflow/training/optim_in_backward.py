@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from twinflow.training.shards import local
 
 
 def blockwise(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parameter]]:
@@ -30,17 +33,28 @@ class InBackward:
 
     A parameter that got no gradient in a pass (it has no effect on the loss) is not waited for in the next; what
     is left at the end of a pass is updated by :meth:`finish`, so that none is updated twice or forgotten.
-    ``average``: called with each unit's gradients first; replaces them by their mean over all processes.
+    ``average``: called with each unit's gradients first; replaces them by their mean over all processes. ``total``:
+    makes a sum over the elements that are here one over those of all processes. ``sources``: where a parameter is the
+    slice of a sharded one, that one: its gradient is that of the slice, and comes when those of all processes have been
+    added up.
     """
 
-    def __init__(self, units: Sequence[Sequence[torch.optim.Optimizer]]) -> None:
+    def __init__(
+        self,
+        units: Sequence[Sequence[torch.optim.Optimizer]],
+        *,
+        sources: Mapping[nn.Parameter, DTensor] | None = None,
+    ) -> None:
         self.units = [_Unit(list(optimizers)) for optimizers in units]
         self.average: Callable[[list[Tensor]], None] = lambda gradients: None
+        self.total: Callable[[Tensor], Tensor] = lambda square: square
         self._squares: list[Tensor] = []
         self._handles: list[Any] = []
         for unit in self.units:
             for parameter in unit.parameters:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._hook_of(unit)))
+                source = (sources or {}).get(parameter, parameter)
+                hook = self._hook_of(unit, parameter)
+                self._handles.append(source.register_post_accumulate_grad_hook(hook))
 
     def finish(self) -> Tensor:
         """Update what is left after a backward pass. The norm of all its gradients is returned."""
@@ -52,15 +66,24 @@ class InBackward:
         squares, self._squares = self._squares, []
         if not squares:
             return torch.zeros(())
-        return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+        here = torch.stack([square.to(squares[0].device) for square in squares]).sum()
+        return self.total(here).sqrt()
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 
-    def _hook_of(self, unit: _Unit) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:  # torch refuses hooks that return anything
+    def _hook_of(self, unit: _Unit, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        def hook(source: Tensor) -> None:  # torch refuses hooks that return anything
+            if source is not parameter:
+                if parameter in unit.arrived:
+                    raise RuntimeError(
+                        "a sharded network was called twice with gradient in one step: optimizer.in_backward would "
+                        "update it twice. Set it to false"
+                    )
+                assert source.grad is not None
+                parameter.grad, source.grad = local(source.grad), None
             unit.waiting.append(parameter)
             unit.arrived.add(parameter)
             if all(p in unit.arrived or p in unit.silent for p in unit.parameters):

@@ -1,4 +1,4 @@
-"""AdamW whose two moments are kept in 8 or 4 bits (arXiv 2110.02861, 2309.01507).
+"""AdamW whose two moments are kept in 8 or 4 bits (arXiv 2110.02861, 2309.01507), or in fp32.
 
 A moment is cut into blocks that are scaled by their largest element, and each element becomes the number of the
 nearest entry of a fixed table. States are plain tensors of bytes, so that they are saved like everything else.
@@ -78,7 +78,7 @@ def _table(bits: int, signed: bool) -> Tensor:
 
 
 class LowBitAdamW(RoundingOptimizer):
-    """AdamW in fp32 arithmetic, with bf16 weights rounded by chance and moments in ``bits`` bits."""
+    """AdamW in fp32 arithmetic, with bf16 weights rounded by chance and moments in ``bits`` bits (32: fp32)."""
 
     def __init__(
         self,
@@ -90,17 +90,21 @@ class LowBitAdamW(RoundingOptimizer):
         eps: float,
         names: dict[Tensor, str],
         seed: int,
+        extra_bits: int = 0,
         weight_decay: float = 0.0,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, names=names, seed=seed)
-        self.first, self.second = FIRST[bits], SECOND[bits]
+        super().__init__(params, defaults, names=names, seed=seed, extra_bits=extra_bits)
+        self.exact = bits == 32
+        self.first, self.second = FIRST[min(bits, 8)], SECOND[min(bits, 8)]
 
     def new_state(self, parameter: nn.Parameter) -> dict[str, Any]:
         count, device = parameter.numel(), parameter.device
-        if count < SMALLEST:
-            zeros = torch.zeros(2, count, dtype=torch.float32, device=device)
-            return {"step": 0, "moment": zeros[0].clone(), "root": zeros[1].clone()}
+        if self.exact or count < SMALLEST:
+            # Of the parameter's shape, where nothing else is kept: a sharded checkpoint can cut them anew.
+            shape = parameter.shape if self.exact else (count,)
+            zeros = torch.zeros(shape, dtype=torch.float32, device=device)
+            return {"step": 0, "moment": zeros, "root": zeros.clone()}
         state: dict[str, Any] = {"step": 0}
         for name, code in (("moment", self.first), ("root", self.second)):
             padded = -(-count // code.block) * code.block
@@ -121,22 +125,24 @@ class LowBitAdamW(RoundingOptimizer):
         beta1, beta2 = group["betas"]
         correct1, correct2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         keep = 1 - group["lr"] * group["weight_decay"]
+        extra = state["extra"].view(-1) if "extra" in state else None
         for part in chunks(g.numel(), multiple=self.first.block):
             g_part = g[part].float()
             m = self._read(state, "moment", self.first, part).lerp_(g_part, 1 - beta1)
             root = self._read(state, "root", self.second, part)
             v = root.square_().lerp_(g_part.square_(), 1 - beta2)
             step = (m / correct1) / ((v / correct2).sqrt_() + group["eps"])
-            new = weight[part].float() * keep - group["lr"] * step
+            rest = None if extra is None else extra[part]
+            new = self.rounding.read(weight[part], rest) * keep - group["lr"] * step
             self._write(state, "moment", self.first, part, m)
             self._write(state, "root", self.second, part, v.sqrt_())
-            self.rounding.write(weight[part], new, generator)
+            self.rounding.write(weight[part], new, generator, rest)
 
     @staticmethod
     def _read(state: dict[str, Any], name: str, code: Code, part: slice) -> Tensor:
         stored: Tensor = state[name]
         if stored.dtype == torch.float32:
-            return stored[part].clone()
+            return stored.view(-1)[part].clone()
         codes, scale = _places(code, part)
         return code.restore(stored[codes], state[f"{name}_scale"][scale])[: part.stop - part.start]
 
@@ -144,7 +150,7 @@ class LowBitAdamW(RoundingOptimizer):
     def _write(state: dict[str, Any], name: str, code: Code, part: slice, value: Tensor) -> None:
         stored: Tensor = state[name]
         if stored.dtype == torch.float32:
-            stored[part] = value
+            stored.view(-1)[part] = value
             return
         missing = -value.numel() % code.block
         codes, scale = _places(code, part)
@@ -154,7 +160,7 @@ class LowBitAdamW(RoundingOptimizer):
     def state_bytes(shape: Sequence[int], *, bits: int) -> int:
         """Of a parameter of this shape."""
         count = int(torch.Size(shape).numel())
-        if count < SMALLEST:
+        if bits == 32 or count < SMALLEST:
             return 8 * count
         return FIRST[bits].bytes_of(count) + SECOND[bits].bytes_of(count)
 

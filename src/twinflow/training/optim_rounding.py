@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 CHUNK = 1 << 22  # elements of a weight that are updated together: bounds the fp32 copies that this takes
+EXTRA = {8: torch.int8, 16: torch.int16}  # how so many extra bits are kept
 UPDATE_BYTES = 32  # of passing memory for each of these elements
 
 
@@ -25,6 +26,36 @@ def round_stochastically(value: Tensor, *, generator: Generator) -> Tensor:
     )
     # The lower half of the bits is what bf16 cuts off; a carry out of it is the next number away from zero.
     return ((value.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+class ExtraBits:
+    """The bits of a weight that bf16 has no place for, in a tensor beside it: together they are its master weight.
+
+    The bf16 weight is the master's nearest, and ``extra`` the distance from there in units of the master's last place:
+    int8 for masters of 24 bits, int16 for 32, which is fp32, exactly. (A carry at the top of an exponent is none of
+    the pattern: bf16 numbers of one sign are ordered as their patterns are.)
+    """
+
+    @staticmethod
+    def master(weight: Tensor, extra: Tensor) -> Tensor:
+        """fp32 of ``weight`` (…) bf16 and ``extra`` (…)."""
+        unit = 1 << (16 - 8 * extra.element_size())
+        pattern = weight.view(torch.int16).int() << 16
+        return (pattern + extra.int() * unit).view(torch.float32)
+
+    @staticmethod
+    def split(value: Tensor, dtype: torch.dtype, *, generator: Generator) -> tuple[Tensor, Tensor]:
+        """bf16 and extra bits of ``value`` (…) fp32, rounded by chance to the master's last place."""
+        pattern = value.view(torch.int32)
+        low = 16 - 8 * dtype.itemsize  # bits that are cut off
+        if low:
+            noise = torch.randint(
+                0, 1 << low, value.shape, generator=generator, device=value.device, dtype=torch.int32
+            )
+            pattern = (pattern + noise) & -(1 << low)
+        upper = ((pattern + (1 << 15)) >> 16).to(torch.int16)
+        extra = ((pattern - (upper.int() << 16)) >> low).to(dtype)
+        return upper.view(torch.bfloat16), extra
 
 
 class Rounding:
@@ -45,9 +76,17 @@ class Rounding:
         return self._generators[device].manual_seed(key >> 1)
 
     @staticmethod
-    def write(weight: Tensor, value: Tensor, generator: Generator) -> None:
-        """``weight <- value`` (fp32)."""
-        if weight.dtype == torch.bfloat16:
+    def read(weight: Tensor, extra: Tensor | None) -> Tensor:
+        """fp32 of ``weight``, with its extra bits if it has some."""
+        return weight.float() if extra is None else ExtraBits.master(weight, extra)
+
+    @staticmethod
+    def write(weight: Tensor, value: Tensor, generator: Generator, extra: Tensor | None = None) -> None:
+        """``weight <- value`` (fp32), and ``extra`` with what the weight does not hold of it."""
+        if extra is not None:
+            value, rest = ExtraBits.split(value, extra.dtype, generator=generator)
+            extra.copy_(rest)
+        elif weight.dtype == torch.bfloat16:
             value = round_stochastically(value, generator=generator)
         weight.copy_(value)
 
@@ -84,12 +123,21 @@ def _mix(x: int) -> int:
 class RoundingOptimizer(torch.optim.Optimizer):
     """Base of optimisers that compute in fp32, a chunk at a time, and round what they write by chance.
 
-    ``names``: of the parameters, which their random numbers follow from.
+    ``names``: of the parameters, which their random numbers follow from. ``extra_bits``: of bf16 weights, kept in the
+    state ``extra``, see :class:`ExtraBits`.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, names: dict[Tensor, str], seed: int) -> None:
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        names: dict[Tensor, str],
+        seed: int,
+        extra_bits: int = 0,
+    ) -> None:
         super().__init__(params, defaults)
-        self.names = names
+        self.names, self.extra_bits = names, extra_bits
         self.rounding = Rounding(seed=seed)
 
     @torch.no_grad()
@@ -100,11 +148,17 @@ class RoundingOptimizer(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state.update(self.new_state(parameter))
+                    state.update(self._first_state(parameter))
                 state["step"] += 1
                 device = parameter.device
                 generator = self.rounding.generator(self.names[parameter], state["step"], device)
                 self.update(parameter, parameter.grad, state, group, generator)
+
+    def _first_state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        state = self.new_state(parameter)
+        if self.extra_bits and parameter.dtype == torch.bfloat16:
+            state["extra"] = torch.zeros_like(parameter, dtype=EXTRA[self.extra_bits])
+        return state
 
     def new_state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """State before the first step, with ``step`` 0."""
@@ -122,9 +176,11 @@ class RoundingOptimizer(torch.optim.Optimizer):
 
     def restore(self, parameter: nn.Parameter, state: dict[str, Any]) -> None:
         """Take ``state`` as it was saved: torch's own loading would cast it to the parameter's dtype."""
-        new = self.new_state(parameter)
+        new = self._first_state(parameter)
         for key, value in new.items():
             if isinstance(value, Tensor):
+                if key not in state:
+                    raise ValueError(f"the optimiser there has no {key} of {self.names[parameter]}")
                 if state[key].shape != value.shape or state[key].dtype != value.dtype:
                     raise ValueError(
                         f"the optimiser's {key} of {self.names[parameter]} is {state[key].dtype} of shape "

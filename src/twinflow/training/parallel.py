@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 from twinflow.errors import TwinflowError
 from twinflow.objectives import FlowMatching, Objective
 from twinflow.pipelines.blocks import repeated_blocks
-from twinflow.recipes.sections import Recipe
+from twinflow.recipes.sections import Model, Optimizer, Parallel, Recipe
 from twinflow.training.ema import ParameterAverage
 from twinflow.training.processes import Processes
 from twinflow.training.shards import reshard, whole
@@ -52,6 +52,10 @@ class Replicated:
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """() of all ``gradients`` together."""
         return get_total_norm(gradients)
+
+    def total(self, square: Tensor) -> Tensor:
+        """See :meth:`Sharded.total`; it is all here."""
+        return square
 
 
 class Sharded:
@@ -106,8 +110,12 @@ class Sharded:
         if gradients:
             norms = torch._foreach_norm(list(gradients), 2, torch.float32)
             square = torch.stack(list(norms)).square().sum()
+        return self.total(square).sqrt()
+
+    def total(self, square: Tensor) -> Tensor:
+        """() of a sum over the slices of this process, that over the slices of all; ``square`` is overwritten."""
         dist.all_reduce(square, group=self.mesh.get_group("shard"))
-        return square.sqrt()
+        return square
 
 
 Layout = Replicated | Sharded
@@ -132,60 +140,61 @@ def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device
 
     A single process holds everything, whatever is asked for.
     """
-    settings, world = recipe.parallel, processes.world_size
-    reason = _not_sharded(recipe, objective)
+    world = processes.world_size
+    count = shard_count(
+        recipe.parallel,
+        world=world,
+        machine=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+        by_itself=device.type == "cuda" and recipe.model.train == "full",
+        reason=not_sharded(recipe.model, recipe.optimizer, objective),
+    )
+    if count == 1:
+        return Replicated(processes)
+    if hasattr(objective, "lockstep"):
+        objective.lockstep = True  # or a process would wait for slices that another one does not send
+    if recipe.parallel.mode != "hybrid":
+        return Sharded(init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)), recipe)
+    shape = (world // count, count)
+    return Sharded(init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")), recipe)
+
+
+def shard_count(settings: Parallel, *, world: int, machine: int, by_itself: bool, reason: str) -> int:
+    """Among how many of ``world`` processes the weights are divided; 1 where each holds them all.
+
+    ``machine``: processes of one machine. ``by_itself``: whether mode "auto" shards what can be. ``reason``: why this
+    can't be sharded, see :func:`not_sharded`. :class:`TwinflowError` where the settings ask for it all the same, or for
+    a mesh that these processes can't form.
+    """
     mode = settings.mode
     if mode == "auto":
-        mode = (
-            "shard" if device.type == "cuda" and recipe.model.train == "full" and not reason else "replicate"
-        )
+        mode = "shard" if by_itself and not reason else "replicate"
     if mode == "replicate" or world == 1:
-        return Replicated(processes)
+        return 1
     if reason:
         raise TwinflowError(
             f"parallel.mode = {settings.mode!r}: {reason}, or set parallel.mode to 'replicate'"
         )
-    if hasattr(objective, "lockstep"):
-        objective.lockstep = True  # or a process would wait for slices that another one does not send
     if mode == "shard":
-        return Sharded(init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)), recipe)
-    size = settings.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        return world
+    size = settings.shard_size or machine
     if world % size:
         raise TwinflowError(
             f"parallel.shard_size = {size} does not divide the {world} processes of this run: use one of "
             f"{', '.join(str(n) for n in range(1, world + 1) if world % n == 0)}"
         )
-    shape = (world // size, size)
-    return Sharded(init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")), recipe)
+    return size
 
 
-def shares(recipe: Recipe) -> int:
-    """Among how many processes the weights will be divided, as far as can be told before the model is there."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    mode = recipe.parallel.mode
-    if mode == "auto":
-        cuda = torch.cuda.is_available() and recipe.train.device != "cpu"
-        reason = _not_sharded(recipe, recipe.build_objective())
-        mode = "shard" if cuda and recipe.model.train == "full" and not reason else "replicate"
-    if mode == "hybrid":
-        return recipe.parallel.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return world if mode == "shard" else 1
-
-
-def _not_sharded(recipe: Recipe, objective: Objective) -> str:
-    """Why this recipe can't be sharded, with a remedy; empty if it can."""
+def not_sharded(model: Model, optimizer: Optimizer, objective: Objective) -> str:
+    """Why what these settings train can't be sharded, with a remedy; empty if it can."""
     name = type(objective).__name__
-    if recipe.model.part != "transformer":
+    if model.part != "transformer":
+        return f"model.part = {model.part!r} is small, and is not sharded: use model.part = 'transformer'"
+    if model.quantize is not None:
+        return f"weights of model.quantize = {model.quantize!r} can't be cut: set it to null"
+    if optimizer.name == "muon":
         return (
-            f"model.part = {recipe.model.part!r} is small, and is not sharded: use model.part = 'transformer'"
-        )
-    if recipe.model.quantize is not None:
-        return f"weights of model.quantize = {recipe.model.quantize!r} can't be cut: set it to null"
-    if recipe.optimizer.in_backward:
-        return "sharded gradients are complete after the backward pass: set optimizer.in_backward to false"
-    if recipe.optimizer.name in ("adafactor", "muon"):
-        return (
-            f"optimizer.name = {recipe.optimizer.name!r} needs whole matrices: use adamw, radam, adamw8bit or "
+            "optimizer.name = 'muon' orthogonalises whole matrices: use adamw, radam, adafactor, adamw8bit or "
             "adamw4bit"
         )
     if objective.networks():

@@ -98,7 +98,7 @@ def named_slices(snapshot: Snapshot, parameters: Mapping[str, DTensor], *, rank:
             like, name = parameters.get(key.rpartition("|")[2]), f"{group}/{key}"
             if like is None or tensor.dim() == 0:
                 named[name] = tensor
-            elif tensor.shape == local(like).shape and tensor.dtype.is_floating_point:
+            elif tensor.shape == local(like).shape and tensor.dtype != torch.uint8:
                 named[name] = as_cut(tensor.detach(), like)
             else:
                 named[f"{name}{_RANK}{rank}"] = tensor

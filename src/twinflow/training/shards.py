@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -22,6 +24,25 @@ def leaf(parameter: nn.Parameter) -> nn.Parameter:
     if not isinstance(parameter, DTensor):
         return parameter
     return nn.Parameter(local(parameter).detach())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of what a slice is one: the ``shape`` of the whole, and the processes that hold the others."""
+
+    shape: torch.Size
+    group: dist.ProcessGroup
+
+    @classmethod
+    def of(cls, parameter: DTensor) -> Cut:
+        """All are cut along their first dimension."""
+        dimension = next(i for i, place in enumerate(parameter.placements) if place.is_shard(0))
+        return cls(parameter.shape, parameter.device_mesh.get_group(dimension))
+
+    def add_up(self, part: Tensor) -> Tensor:
+        """``part`` of this process, in place plus those of the others."""
+        dist.all_reduce(part, group=self.group)
+        return part
 
 
 def sharded(network: nn.Module) -> bool:

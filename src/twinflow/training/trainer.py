@@ -143,7 +143,8 @@ class Trainer:
         self.guard = FiniteGuard()
         for own in (student, *self.companions.trained.values()):
             if own.optimizers.in_backward is not None:
-                own.optimizers.in_backward.average = self.processes.average
+                own.optimizers.in_backward.average = self.layout.average
+                own.optimizers.in_backward.total = self.layout.total
         self.state = RunState(
             network=network,
             averages=self.averages,

@@ -1,0 +1,48 @@
+"""What sharded weights (FSDP2) take beyond the share that stays: blocks put together, and gradients on their way.
+
+Read off ``torch.distributed.fsdp`` and compared with real processes in ``tests/planner/test_sharded.py``. In the
+forward a block is there twice, as it arrived and as it computes. In the backward the running block is there, the next
+one as it arrived, and the gradients of the last one, in fp32, until they have been added up. What lies outside of
+blocks is there from the first call of a forward or backward to its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from twinflow.planner.network import FakeNetwork
+from twinflow.recipes.sections import Parallel
+
+_SUMMED = torch.float32.itemsize  # gradients are added up in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passing:
+    """Bytes that are there while calls and backward passes run, by the phase of the step."""
+
+    forward: int = 0
+    backward: int = 0
+    between: int = 0  # while neither runs
+
+    @classmethod
+    def of(cls, network: FakeNetwork, settings: Parallel, *, shards: int, gpus: int) -> Passing:
+        """``network`` in the dtype in which blocks are put together."""
+        block, rest = network.largest_block(), network.outside_blocks()
+        travelling = _SUMMED * block.count
+        if gpus > shards:  # the shares of several copies are added up too
+            travelling += _SUMMED * block.count // shards
+        if settings.reshard_after_forward:
+            return cls(
+                forward=2 * block.bytes + rest.bytes,
+                backward=2 * block.bytes + travelling + 2 * rest.bytes,
+            )
+        whole = sum(weight.nbytes for weight in network.weights)
+        return cls(forward=whole + 2 * block.bytes, backward=whole + travelling + rest.bytes, between=whole)
+
+    def during(self, phase: str) -> int:
+        """``phase`` as segments of a simulated step are labelled."""
+        if phase in ("forward", "gradient"):
+            return self.forward
+        return self.backward if phase == "backward" else self.between

@@ -1,0 +1,154 @@
+"""``python -m planner.sharded_steps RANK WORLD FOLDER CASE…``: one of the processes of test_sharded.py.
+
+Trains three steps of the real trainer, and counts what the third one allocates.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import torch.distributed as dist
+from torch._C._profiler import _ExperimentalConfig
+from torch.profiler import ProfilerActivity, profile
+
+from families import FAMILIES
+from training.test_families import Noises
+from training.tiny import tiny_recipe
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.planner import plan_recipe
+from twinflow.planner.prediction import backbone_of, gpu_at
+from twinflow.training import Trainer
+from twinflow.training.shards import local
+
+FAMILY = FAMILIES["qwen"]
+PIXELS = 128
+# In the order of their names: what is sharded how, and the optimiser.
+CASES: dict[str, dict[str, Any]] = {
+    "replicate": {"parallel": {"mode": "replicate"}},
+    "shard": {"parallel": {"mode": "shard"}},
+    "kept": {"parallel": {"mode": "shard", "reshard_after_forward": False}},
+    "bf16_in_backward": {
+        "parallel": {"mode": "shard"},
+        "model": {"path": "-", "dtype": "bf16"},
+        "optimizer": {"name": "adamw8bit", "in_backward": True, "clip": None},
+    },
+    "adafactor": {"parallel": {"mode": "shard"}, "optimizer": {"name": "adafactor"}},
+    "autocast": {
+        "parallel": {"mode": "shard"},
+        "train": {"steps": 3, "batch": 4, "precision": "bf16", "gradient_checkpointing": True},
+    },
+    "hybrid": {"parallel": {"mode": "hybrid", "shard_size": 2}},
+    "hybrid_kept_average": {
+        "parallel": {"mode": "hybrid", "shard_size": 2},
+        "ema": {"decay": 0.9, "teacher_decay": 0.9},
+    },
+}
+
+
+def recipe_of(case: str, output: Path | str = "-") -> Any:
+    sections: dict[str, Any] = {
+        "model": {"path": "-"},
+        "data": {"kind": "folder", "path": "-", "cache": True, "size": PIXELS},
+        "objective": {"name": "twinflow", "guidance": 0.5, "teacher": "self"},
+        "caption_dropout": 0.0,
+        "ema": {"decay": 0.0},
+        "optimizer": {"lr": 1e-4},
+        "train": {"steps": 3, "batch": 4, "gradient_checkpointing": True},
+        "checkpoint": {"every": 0},
+    }
+    return tiny_recipe(output, **(sections | CASES[case]))
+
+
+def middle_sized(dtype: torch.dtype) -> AnyStepPipeline:
+    """Seven blocks that outweigh what they compute on 64 tokens: what is sharded shows."""
+    stock = FAMILY.stock()
+    torch.manual_seed(0)
+    stock.transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=7,
+        attention_head_dim=32,
+        num_attention_heads=12,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 12, 12),
+    ).to(dtype)
+    return AnyStepPipeline(stock, call=FAMILY.call | {"height": PIXELS, "width": PIXELS})
+
+
+class Sized(Noises):
+    def __init__(self) -> None:
+        super().__init__(FAMILY)
+        self.shape = (3, PIXELS, PIXELS)
+
+
+class Watched(Trainer):
+    """Counts what the last step allocates, on top of what was there before."""
+
+    def _make_step(self) -> None:
+        if self.state.step < 2:
+            super()._make_step()
+            return
+        self.before = self.kept()
+        everywhere = _ExperimentalConfig(profile_all_threads=True)  # gloo frees in its own
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, experimental_config=everywhere
+        ) as watched:
+            super()._make_step()
+        events = watched.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+        self.peak = self.live = 0
+        for _, change in changes:
+            self.live += change
+            self.peak = max(self.peak, self.live)
+
+    def kept(self) -> int:
+        network = self.pipe.network
+        tensors = [local(p) for p in network.parameters()] + list(network.buffers())
+        tensors += self.state.optimizers.state_dict()[0].values()
+        for average in self.averages.by_file().values():
+            tensors += average.state_dict()[0].values()
+        return sum(t.nbytes for t in tensors)
+
+
+def measure(case: str, folder: Path) -> None:
+    recipe = recipe_of(case, folder / case)
+    pipe = middle_sized(torch.bfloat16 if recipe.model.dtype == "bf16" else torch.float32)
+    pipe.enable_gradient_checkpointing()
+    pipe.network.train()
+    run = Watched(recipe, pipe, Sized())
+    run.run()
+    backbone, rank = backbone_of(pipe), dist.get_rank()
+    if rank == 0:
+        world = dist.get_world_size()
+        gpu = gpu_at(torch.device("cpu"))
+        _, plan = plan_recipe(
+            recipe, gpu=gpu, gpus=world, machine=world, backbone=backbone, text_tokens=backbone.text_tokens
+        )
+        found = {
+            "kept": run.before,
+            "peak": run.peak,
+            "left": run.live,
+            "planned": {c.name: c.bytes for c in plan.components},
+            "shards": plan.shards,
+            "at": plan.profile.timeline().peak_at,
+            "margin": gpu.margin,
+        }
+        (folder / f"{case}.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, world, place, *wanted = sys.argv[1:]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/meet_{world}", rank=int(rank), world_size=int(world)
+    )
+    for case in wanted:
+        measure(case, Path(place))
+        dist.barrier()
+    dist.destroy_process_group()
