@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from twinflow.assets import locate
 from twinflow.config import Recipe, load_recipe
 from twinflow.data.cache import (
     INDEX_FILE,
@@ -28,6 +29,8 @@ from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
+from twinflow.pipelines.absent import Together
+from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
@@ -36,7 +39,9 @@ from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.joining import joined
+from twinflow.training.parallel import shards_of
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
+from twinflow.training.processes import Processes
 from twinflow.training.run_folder import RunFolder
 from twinflow.training.sharded_checkpoint import read_whole
 from twinflow.training.weights import overwrite
@@ -134,6 +139,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             quantize=model.quantize,
             dtype=DTYPES[model.dtype],
             device=device,
+            together=together_for(recipe, device),
         )
         if pipe.exported is not None:  # of the hub, where it is seen once it is opened
             raise TwinflowError(pipe.exported.refusal(model.path))
@@ -158,6 +164,18 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     count = min(CALIBRATION_IMAGES, len(dataset))
     pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
     return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def together_for(recipe: Recipe, device: str) -> Together | None:
+    """Processes that open the model together, where they will share its weights: the first one alone reads them."""
+    processes, folder = Processes.current(), Path(locate(recipe.model.path))
+    if processes.world_size == 1 or recipe.model.train == "lora":
+        return None
+    plain = Manifest.read(folder).adapter is None and Exported.read(folder) is None
+    objective = recipe.build_objective()
+    if not plain or shards_of(recipe, objective, processes, torch.device(device)) == 1:
+        return None
+    return Together(share=processes.share, here=processes.is_main)
 
 
 def prepare(pipe: AnyStepPipeline, recipe: Recipe) -> None:

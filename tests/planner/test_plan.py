@@ -121,7 +121,9 @@ def test_memory_adds_up_and_changes_as_it_should(sana: Planner) -> None:
     eight = sana.plan(start, gpu, 8)
     assert eight.peak < plan.peak
     states = {c.name: c.bytes for c in eight.components}["optimiser states"]
-    assert states == pytest.approx(sizes["optimiser states"] / 8, rel=0.01)  # of rows that 8 does not divide more
+    assert states == pytest.approx(
+        sizes["optimiser states"] / 8, rel=0.01
+    )  # of rows that 8 does not divide more
 
 
 def test_sharding_casts_weights_as_they_travel(sana: Planner) -> None:

@@ -15,6 +15,7 @@ from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import checkpoint, lora, reach
 from twinflow.pipelines import target_time as tt
+from twinflow.pipelines.absent import Together, absent_transformer, opened_together
 from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, Manifest, save_stock
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.exported import Exported
@@ -74,6 +75,7 @@ class AnyStepPipeline:
         quantize: Kind | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        together: Together | None = None,
     ) -> AnyStepPipeline:
         """Load a stock diffusers folder or hub id, a folder written by :meth:`save_pretrained`, or an embedded
         model ("shapeworld-tiny").
@@ -82,8 +84,9 @@ class AnyStepPipeline:
         the network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments
         of the stock pipeline's call besides the prompt, such as ``{"height": 512, "width": 512}``: the size that
         the pipeline is opened for. ``base``: of a LoRA's folder, what to put it on instead of the base that it
-        names. ``quantize``: keep the weights in "int8" or "nf4", to train a LoRA on them. Only safetensors are
-        read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
+        names. ``quantize``: keep the weights in "int8" or "nf4", to train a LoRA on them. ``together``: processes
+        that open it at the same time, to divide the weights of its transformer, of which one alone reads them. Only
+        safetensors are read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
         """
         folder = Path(locate(path_or_id))
         manifest = Manifest.read(folder)
@@ -117,15 +120,20 @@ class AnyStepPipeline:
         if exported is not None and exported.kind == "slim":
             pipe = load_slim_stock(folder, dtype=dtype)
         else:
-            pipe = checkpoint.load_stock(folder if folder.is_dir() else str(path_or_id), dtype=dtype)
+            source = str(folder if folder.is_dir() else path_or_id)
+            elsewhere = together is not None and not together.here
+            parts = {"transformer": absent_transformer(source)} if elsewhere else {}
+            pipe = checkpoint.load_stock(source, dtype=dtype, **parts)
         if quantize is not None:
             quantise(pipe.transformer, quantize, device=device)
         pipe.to(device)
+        if together is not None:
+            opened_together(pipe.transformer, together)
         self = cls(pipe, target_time=target_time, fake_time=fake_time, **common)
         self.base, self.words = checkpoint.base_name(path_or_id), manifest.words
         if exported is not None:  # its note says more than its scheduler
             self.exported = exported
-        if manifest.fake_time is not None:
+        if manifest.fake_time is not None and (together is None or together.here):
             checkpoint.load_branch(pipe.transformer, folder)
         return self
 
@@ -146,7 +154,8 @@ class AnyStepPipeline:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        parameter = next(self.network.parameters())
+        return self.pipe.transformer.device if parameter.is_meta else parameter.device
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

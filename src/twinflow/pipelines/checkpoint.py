@@ -79,15 +79,15 @@ class Manifest:
 # Whole pipelines
 
 
-def load_stock(path_or_id: str | Path, *, dtype: torch.dtype) -> Any:
-    """The diffusers pipeline of a folder or hub id; only safetensors are read."""
+def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> Any:
+    """The diffusers pipeline of a folder or hub id, with ``parts`` that are there; only safetensors are read."""
     from diffusers import DiffusionPipeline
 
     folder = Path(path_or_id)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
     try:
-        return DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True)
+        return DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
     except (OSError, ValueError) as error:
         what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
         raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.absent import where_the_weights_are
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.time_path import linears
 from twinflow.pipelines.wiring import PROMPTS
@@ -125,8 +126,12 @@ def unused_parameters(pipe: AnyStepPipeline) -> dict[str, nn.Parameter]:
 
     A module that did not run at all is left alone: another condition may need it.
     """
-    reach = watch(pipe)
-    vain = tuple(f"transformer.{name}." for name in reach.runs if reach.in_vain(name))
+
+    def in_vain() -> tuple[str, ...]:
+        reach = watch(pipe)
+        return tuple(f"transformer.{name}." for name in reach.runs if reach.in_vain(name))
+
+    vain = where_the_weights_are(pipe.pipe.transformer, in_vain)
     named = pipe.network.named_parameters()
     return {name: p for name, p in named if p.requires_grad and name.startswith(vain)}
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.absent import where_the_weights_are
 from twinflow.pipelines.time_path import TimePath, TimeRecorder, affine_fit
 from twinflow.pipelines.watching import PROBE_SIGMAS, NetworkCall, SchedulerStep, Watcher, run_stock
 
@@ -171,7 +172,9 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
         rows=rows,
         one_prompt_a_call=len(prompts) == 1,
         call=call,
-        time_path=recorder.path(PROBE_SIGMAS, batch=sample.shape[0]),
+        time_path=where_the_weights_are(
+            pipe.transformer, lambda: recorder.path(PROBE_SIGMAS, batch=sample.shape[0])
+        ),
     )
     output, used = calls[0].output, steps[0].model_output.float()
     if not used.any():  # a new network, whose last layer is zero, says nothing of the sign

@@ -25,7 +25,7 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
     """
     if recipe.model.part != "transformer" or not hasattr(model, "adapter"):
         return None
-    device = next(model.network.parameters()).device
+    device = model.device
     gpu, world = gpu_at(device), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.parallel.mode == "auto" and device.type != "cuda":  # which shards on GPUs alone
         recipe = recipe.model_copy(update={"parallel": Parallel(mode="replicate")})

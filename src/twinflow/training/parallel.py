@@ -24,6 +24,7 @@ from twinflow.objectives import FlowMatching, Objective
 from twinflow.pipelines.blocks import repeated_blocks
 from twinflow.recipes.sections import Model, Optimizer, Parallel, Recipe
 from twinflow.training.ema import ParameterAverage
+from twinflow.training.handing_out import elsewhere, hand_out
 from twinflow.training.processes import Processes
 from twinflow.training.shards import reshard, whole
 
@@ -82,12 +83,16 @@ class Sharded:
             "reshard_after_forward": parallel.reshard_after_forward,
             "offload_policy": offload,
         }
+        together = elsewhere(network)
+        originals = dict(network.named_parameters()) if together is not None and together.here else {}
         try:
             for block in repeated_blocks(network):
                 fully_shard(block, **options)
             fully_shard(network, **options)
         except ValueError as error:
             raise TwinflowError(f"parallel.mode: the network can't be sharded: {error}") from error
+        if together is not None:
+            hand_out(network, originals, device=torch.device(self.mesh.device_type), together=together)
 
     @contextmanager
     def whole(self, network: nn.Module, average: ParameterAverage | None, *, keep: bool) -> Iterator[None]:
@@ -140,14 +145,7 @@ def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device
 
     A single process holds everything, whatever is asked for.
     """
-    world = processes.world_size
-    count = shard_count(
-        recipe.parallel,
-        world=world,
-        machine=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
-        by_itself=device.type == "cuda" and recipe.model.train == "full",
-        reason=not_sharded(recipe.model, recipe.optimizer, objective),
-    )
+    world, count = processes.world_size, shards_of(recipe, objective, processes, device)
     if count == 1:
         return Replicated(processes)
     if hasattr(objective, "lockstep"):
@@ -156,6 +154,18 @@ def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device
         return Sharded(init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)), recipe)
     shape = (world // count, count)
     return Sharded(init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")), recipe)
+
+
+def shards_of(recipe: Recipe, objective: Objective, processes: Processes, device: torch.device) -> int:
+    """:func:`shard_count` of a run in these processes."""
+    world = processes.world_size
+    return shard_count(
+        recipe.parallel,
+        world=world,
+        machine=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
+        by_itself=device.type == "cuda" and recipe.model.train == "full",
+        reason=not_sharded(recipe.model, recipe.optimizer, objective),
+    )
 
 
 def shard_count(settings: Parallel, *, world: int, machine: int, by_itself: bool, reason: str) -> int:

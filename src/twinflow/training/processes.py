@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ class Processes:
 
     rank: int = 0
     world_size: int = 1
+    _sharing: list[bool] = field(default_factory=list, compare=False)  # not empty inside of shared work
 
     @classmethod
     def current(cls) -> Processes:
@@ -51,6 +53,29 @@ class Processes:
             for rank, part in enumerate(parts):
                 gathered[rank][name] = part.cpu()
         return gathered
+
+    def share(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns in the first process, in all of them; what it raises there, they raise too.
+
+        Inside of ``work`` nothing is shared. Tensors come on the device that they are on there.
+        """
+        if self.world_size == 1 or self._sharing:
+            return work()
+        said: list[Any] = [None]
+        if self.is_main:
+            self._sharing.append(True)
+            try:
+                said = [(work(), None)]
+            except Exception as error:
+                dist.broadcast_object_list([(None, f"{type(error).__name__}: {error}")])
+                raise
+            finally:
+                self._sharing.clear()
+        dist.broadcast_object_list(said)
+        value, problem = said[0]
+        if problem is not None:
+            raise RuntimeError(f"in the first process: {problem}")
+        return value
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` holds in any process: a stop that one of them is asked for stops them all."""

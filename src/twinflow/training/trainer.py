@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
@@ -115,7 +115,8 @@ class Trainer:
         parameters = trained_parameters(network)
         if not parameters:
             raise TwinflowError("nothing is trained: no parameter of the network has requires_grad")
-        self.device = next(iter(parameters.values())).device
+        first = next(iter(parameters.values()))
+        self.device = first.device if not first.is_meta else cast(Any, self.pipe).device
         network.eval()  # dropout off: student and teacher are compared row by row
         self.layout = layout_of(recipe, self.objective, self.processes, self.device)
         self.objective.set_shard(self.processes.rank, self.processes.world_size)

@@ -1,29 +1,15 @@
-"""Full-parameter TwinFlow steps of the real-sized Qwen-Image transformer (20.4 B, random weights) on one GPU.
+"""The real-sized Qwen-Image transformer (20.4 B, random weights) on one GPU, for ``gpu_20b.py``: its steps and calls.
 
-    python benchmarks/qwen20b_step.py                                   # the default: 4-bit AdamW, 512 pixels, batch 4
-    python benchmarks/qwen20b_step.py --size 1024 --optimizer adafactor
-    python benchmarks/qwen20b_step.py --schedule both                   # ours against the reference's calls
-    python benchmarks/qwen20b_step.py --tiny                            # a dry run on the CPU, in seconds
-
-Nothing is downloaded. The step is the library's own (``twinflow.training.step``): its objective, its optimisers, its
-updates during the backward pass. Written to the JSON: seconds in all and by phase, the peak of what torch allocates,
-and what ``twinflow plan`` says, beside each other; losses of a fixed batch, which must fall.
+The step is the library's own (``twinflow.training.step``): its objective, its optimisers, its updates during the
+backward pass. What ``twinflow plan`` says of it is found beside what was measured.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import sys
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 from torch import Generator, Tensor, nn
@@ -31,6 +17,7 @@ from torch import Generator, Tensor, nn
 from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import STUDENT, Phase, RowLog, Step, TwinFlow
 from twinflow.pipelines.freezing import freeze_parameters
+from twinflow.pipelines.slim import replace_by_constants
 from twinflow.pipelines.target_time import attach_target_time, times
 from twinflow.planner import Backbone, Planner, Setup, gpu_named
 from twinflow.planner.sources import Compression
@@ -114,54 +101,27 @@ class ReferenceCalls(TwinFlow):
         return Step(loss=loss, losses={}, metrics={}, rows=log)
 
 
-def main() -> None:
-    options = parse()
-    device = torch.device("cpu" if options.tiny else "cuda")
-    if not options.tiny and not torch.cuda.is_available():
-        sys.exit("no CUDA device: --tiny makes a dry run on the CPU")
-    results: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "runs": [],
-    }
-    schedules = ("reference", "twinflow") if options.schedule == "both" else (options.schedule,)
-    for schedule in schedules:
-        run = measure(options, schedule, device)
-        results["runs"].append(run)
-        print(json.dumps(run, indent=1), flush=True)
-    if len(schedules) == 2:
-        slow, fast = (run["step_seconds"] for run in results["runs"])
-        results["speed_up"] = slow / fast
-        print(f"speed-up of the schedule: {slow / fast:.3f}")
-    options.json.write_text(json.dumps(results, indent=1) + "\n")
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measurement of the step."""
+
+    optimizer: str = "adamw4bit"
+    size: int = 512  # pixels a side
+    batch: int = 4
+    text_tokens: int = 256
+    steps: int = 5  # the first two are not timed
+    lr: float = 1e-5
+    freeze_modulation: bool = False
+    offload: bool = False  # block boundaries to pinned host memory
+    checkpointing: bool = True
+    compile: bool = False  # each block; one graph serves all
+    layers: int = 60
+    gpu: str = "h100-80"  # for the prediction
+    tiny: bool = False  # a small network, on the CPU
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--optimizer", default="adamw4bit", choices=["adamw4bit", "adamw8bit", "adafactor", "adamw"]
-    )
-    parser.add_argument("--size", type=int, default=512, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--text-tokens", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=5, help="the first two are not timed")
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--schedule", default="twinflow", choices=["twinflow", "reference", "both"])
-    parser.add_argument("--freeze-modulation", action="store_true")
-    parser.add_argument("--offload", action="store_true", help="block boundaries to pinned host memory")
-    parser.add_argument("--no-checkpointing", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="each block; one graph serves all")
-    parser.add_argument("--layers", type=int, default=60)
-    parser.add_argument("--gpu", default="h100-80", help="for the prediction")
-    parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/qwen20b_step.json"))
-    return parser.parse_args()
-
-
-def measure(options: argparse.Namespace, schedule: str, device: torch.device) -> dict[str, Any]:
+def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any]:
+    """Some steps on a fixed batch, by the schedule "twinflow" or "reference": seconds, peak, losses, and the plan."""
     torch.manual_seed(0)
     config = TINY if options.tiny else {"num_layers": options.layers}
     freeze = MODULATION if options.freeze_modulation else ()
@@ -170,14 +130,14 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
     text = 32 if options.tiny else options.text_tokens
     kind = TwinFlow if schedule == "twinflow" else ReferenceCalls
     objective = kind(teacher="self", guidance=0.5, time={"kind": "uniform"})
-    settings = Optimizer(name=options.optimizer, lr=options.lr, in_backward=True, clip=None)
+    settings = Optimizer(name=options.optimizer, lr=options.lr, in_backward=True, clip=None)  # type: ignore[arg-type]
 
     plan = predict(options, config, objective, settings, freeze, channels, spatial, size, text)
     started = time.perf_counter()
     transformer = build(config, device)
     freeze_parameters(transformer, [*freeze, *plan.profile.dead])
     transformer.train()  # diffusers checkpoints in training mode only; there is no dropout
-    if not options.no_checkpointing:
+    if options.checkpointing:
         transformer.enable_gradient_checkpointing()
     if options.compile:
         for block in transformer.transformer_blocks:
@@ -230,7 +190,7 @@ def measure(options: argparse.Namespace, schedule: str, device: torch.device) ->
         "optimizer": options.optimizer,
         "size": size,
         "batch": options.batch,
-        "checkpointing": not options.no_checkpointing,
+        "checkpointing": options.checkpointing,
         "offload": options.offload,
         "compile": options.compile,
         "frozen_modulation": options.freeze_modulation,
@@ -274,7 +234,7 @@ def build(config: dict[str, Any], device: torch.device) -> Any:
 
 
 def predict(
-    options: argparse.Namespace,
+    options: Case,
     config: dict[str, Any],
     objective: TwinFlow,
     settings: Optimizer,
@@ -298,7 +258,7 @@ def predict(
         steps=1,
         optimizer=settings,
         ema=Ema(decay=0),
-        checkpointing=not options.no_checkpointing,
+        checkpointing=options.checkpointing,
         offload=options.offload,
         freeze=freeze,
         height=size,
@@ -309,5 +269,81 @@ def predict(
     return Planner(backbone, TwinFlow(teacher="self", guidance=0.5)).plan(setup, gpu_named(options.gpu))
 
 
-if __name__ == "__main__":
-    main()
+@torch.no_grad()
+def latency(options: Case, device: torch.device, *, calls: int = 10) -> dict[str, Any]:
+    """Seconds of the one call that draws a picture, at t = 1 and r = 0, without and with the layers that a slim export
+    leaves out, and of the decoder; of one picture. The prompt's encoder is not there."""
+    clock = Clock(device)
+
+    def seconds(work: Any) -> float:
+        took = []
+        for _ in range(calls + 2):
+            start = clock.now()
+            work()
+            took.append(clock.now() - start)
+        return sorted(took[2:])[calls // 2]
+
+    found = _drawing(options, device, clock, seconds)
+    decoder, z = autoencoder(options, found["size"], device)
+    found["decoder_seconds"] = seconds(lambda: decoder.decode(z, return_dict=False))
+    return found
+
+
+def _drawing(options: Case, device: torch.device, clock: Clock, seconds: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = TINY if options.tiny else {"num_layers": options.layers}
+    size, text = (128, 32) if options.tiny else (options.size, options.text_tokens)
+    side = size // 16
+    transformer = build(config, device).eval()
+    # Of a new network all modulations and the last layer say nothing: as a trained one, it does something.
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.02)
+    field = QwenField(transformer, side=side, clock=clock)
+    x = torch.randn(1, side * side, transformer.config.in_channels, device=device)
+    cond = torch.randn(1, text, transformer.config.joint_attention_dim, device=device, dtype=torch.bfloat16)
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+
+    def draw() -> Tensor:
+        return field(x, one, zero, cond)
+
+    found: dict[str, Any] = {"size": size, "parameters": sum(p.numel() for p in transformer.parameters())}
+    found["seconds"], stock = seconds(draw), draw()
+    replace_by_constants(transformer, constants(transformer, draw))
+    found["slim_parameters"] = sum(p.numel() for p in transformer.parameters())
+    found["slim_seconds"], slim = seconds(draw), draw()
+    found["slim_difference"] = float((slim - stock).abs().max() / stock.abs().max())
+    return found
+
+
+def constants(transformer: Any, draw: Any) -> dict[str, Tensor]:
+    """Outputs of the Linears that see one row a picture, and so the time alone; the time MLP's own stay."""
+    found: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            if output.numel() == output.shape[-1]:
+                found[name] = output.reshape(1, -1).clone()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith("time_text_embed")
+    ]
+    draw()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def autoencoder(options: Case, size: int, device: torch.device) -> tuple[Any, Tensor]:
+    """That of Qwen-Image with random weights, and latents (1, C, 1, H, W) of one picture."""
+    from diffusers import AutoencoderKLQwenImage
+
+    small = {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1} if options.tiny else {}
+    with torch.device(device):
+        made: Any = AutoencoderKLQwenImage(**small).to(torch.bfloat16).eval()
+        z = torch.randn(1, made.config.z_dim, 1, size // 8, size // 8, dtype=torch.bfloat16)
+    return made, z

@@ -1,0 +1,120 @@
+"""A transformer whose weights are in another process: here it has shapes alone, and shows what the other one computes.
+
+Of the processes that will share a network's weights only one has to read them. The others open the same pipeline around
+an empty transformer, and make the same calls in the same order; what it answers, and what is found by watching its
+insides, is asked of the one that has the weights (:data:`Share`). Once they have got their slices, :func:`settle` makes
+it an ordinary transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+# Does the work where the weights are, and returns what came out in all processes; all of them have to call it.
+Share = Callable[[Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """Processes that open one pipeline; ``here``: whether this one has the weights."""
+
+    share: Share
+    here: bool
+
+
+class Absent:
+    """Comes before the class of a transformer without weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its answers are, and where its weights will be."""
+        found: torch.device = self.__dict__.get("_device", torch.device("cpu"))
+        return found
+
+    def to(self, *args: Any, **kwargs: Any) -> Absent:
+        """Tables that were calculated here move, and answers come on this device."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        if device is not None:
+            self.__dict__["_device"] = device
+            modules: Any = self.modules()  # type: ignore[attr-defined]
+            for module in modules:
+                for key, value in module._buffers.items():
+                    if value is not None:
+                        module._buffers[key] = value.to(device)
+        return self
+
+
+def absent_transformer(path_or_id: str) -> Any:
+    """The transformer of a stock pipeline, without its weights: no file of them is opened."""
+    import diffusers
+
+    parts = diffusers.DiffusionPipeline.load_config(path_or_id)
+    kind: Any = getattr(diffusers, parts["transformer"][1])
+    with without_weights():
+        transformer = kind.from_config(kind.load_config(path_or_id, subfolder="transformer"))
+    attributes = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    transformer.__class__ = type(kind.__name__, (Absent, kind), attributes)
+    return transformer.eval()
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Parameters that modules get meanwhile have no data; what they calculate for themselves has."""
+    register = nn.Module.register_parameter
+
+    def empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = empty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def opened_together(transformer: Any, together: Together) -> None:
+    """Let ``transformer`` answer in all processes what that one answers which has the weights, until it settles."""
+    stock = transformer.forward
+    dtypes = together.share(lambda: {name: p.dtype for name, p in transformer.named_parameters()})
+    for name, parameter in list(transformer.named_parameters()) if not together.here else []:
+        if parameter.dtype != dtypes[name]:
+            place, _, own = name.rpartition(".")
+            cast = nn.Parameter(parameter.detach().to(dtypes[name]), requires_grad=parameter.requires_grad)
+            setattr(transformer.get_submodule(place), own, cast)
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        said = together.share(lambda: tree_map_only(Tensor, Tensor.cpu, stock(*arguments, **named)))
+        return tree_map_only(Tensor, lambda value: value.to(transformer.device), said)
+
+    transformer.__dict__["forward"] = forward
+    transformer.__dict__["_together"] = together
+
+
+def together_of(transformer: nn.Module) -> Together | None:
+    """The processes that ``transformer`` is opened together with, until it settles."""
+    found: Together | None = transformer.__dict__.get("_together")
+    return found
+
+
+def where_the_weights_are(transformer: nn.Module, work: Callable[[], Any]) -> Any:
+    """The result of ``work``, which watches the insides of ``transformer``."""
+    together = together_of(transformer)
+    return work() if together is None else together.share(work)
+
+
+def settle(transformer: Any) -> None:
+    """Its weights are here, or its slices of them: it answers for itself from now on."""
+    for name in ("forward", "_together", "_device"):
+        transformer.__dict__.pop(name, None)
+    kind = type(transformer)
+    if issubclass(kind, Absent):
+        transformer.__class__ = kind.__mro__[2]

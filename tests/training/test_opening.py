@@ -1,0 +1,72 @@
+"""Of processes that share a network's weights one alone reads them, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from twinflow.pipelines.absent import without_weights
+from twinflow.training.processes import Processes
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read in /proc")
+def test_processes_open_a_network_together(tmp_path: Path) -> None:
+    """Weights are those of an ordinary opening bit for bit, and a run is the same run (checked in the processes)."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is allocated is what is resident
+    logs = [tmp_path / f"log_{rank}" for rank in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.opening_checks", str(rank), "2", str(tmp_path)],
+            cwd=TESTS,
+            env=environment,
+            stdout=logs[rank].open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    try:
+        codes = [process.wait(400) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+
+    found = [json.loads((tmp_path / f"memory_{rank}.json").read_text()) for rank in range(2)]
+    size = found[0]["size"]
+    assert all(of_one["alone"] > size for of_one in found), "what would be seen of a whole network"
+    assert found[0]["together"] > size
+    # Half of it stays; on the way come one parameter whole, and the libraries that opening needs.
+    assert found[1]["together"] < 0.75 * size
+
+    files = [tmp_path / name / "pipeline" / "transformer" for name in ("together", "alone")]
+    names = sorted(file.name for file in files[0].glob("*.safetensors"))
+    assert names
+    for name in names:
+        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
+
+
+def test_modules_without_weights_keep_what_they_calculate() -> None:
+    class Tabled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 4)
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    with without_weights():
+        empty = Tabled()
+    assert all(p.is_meta and p.requires_grad for p in empty.parameters())
+    assert torch.equal(empty.table, torch.arange(3.0))
+    assert not next(Tabled().parameters()).is_meta
+
+
+def test_a_single_process_shares_with_itself() -> None:
+    assert Processes().share(lambda: 3) == 3
