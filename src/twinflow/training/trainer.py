@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,35 +10,30 @@ from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from twinflow.config import Recipe
-from twinflow.data.cache import CachedRows
-from twinflow.data.loader import EncodedBatch, Examples, OnlineExamples, cached_in_memory, order_of
-from twinflow.data.rows import CachedExamples
 from twinflow.errors import TwinflowError
 from twinflow.objectives import STUDENT, Field, Objective, Phase
-from twinflow.objectives.discriminator import features_of
-from twinflow.objectives.objective import working_dtype
 from twinflow.training.accountant import Accountant, Budget, Holdings
 from twinflow.training.averages import Averages
 from twinflow.training.ema import trained_parameters
+from twinflow.training.feed import Feed
+from twinflow.training.fields import Fields
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.interrupt import Interruption, this_command
-from twinflow.training.metrics import MetricWindow, MetricWriter
+from twinflow.training.logbook import Logbook, previewer_of
 from twinflow.training.networks import Companions, Trained
 from twinflow.training.optim import learning_rate
 from twinflow.training.parallel import layout_of
-from twinflow.training.preview import Previewer, save_grid
+from twinflow.training.preview import Previewer
 from twinflow.training.processes import Processes
 from twinflow.training.progress import ProgressDisplay
-from twinflow.training.protocols import Dataset, Drawable, Trainable
+from twinflow.training.protocols import Dataset, Trainable
 from twinflow.training.randomness import seed_all
 from twinflow.training.run_folder import RunFolder
-from twinflow.training.sharded_checkpoint import ShardedCheckpoints
-from twinflow.training.shards import sharded_parameters
+from twinflow.training.saver import Saver
 from twinflow.training.state import RunState
-from twinflow.training.step import AutocastField, OptimizerStep, to_device
+from twinflow.training.step import OptimizerStep
 from twinflow.training.watch import AFTER, Prediction, measured_peak
 from twinflow.training.weights import freeze_unused, leave_device
 
@@ -120,10 +114,27 @@ class Trainer:
         network.eval()  # dropout off: student and teacher are compared row by row
         self.layout = layout_of(recipe, self.objective, self.processes, self.device)
         self.objective.set_shard(self.processes.rank, self.processes.world_size)
-        self.examples = self._encode()
-        self.previewer = self._previewer()
+        self.feed = Feed.of(
+            recipe,
+            self.pipe,
+            self.dataset,
+            objective=self.objective,
+            display=self._display,
+            device=self.device,
+        )
+        self.previewer: Previewer | None = None
+        if self.processes.is_main or self.layout.sharded:
+            self.previewer = previewer_of(
+                recipe, self.pipe, self.dataset, self.feed.examples, device=self.device
+            )
         if self.layout.sharded:
-            self._visit_sizes()
+            self.feed.visit_sizes()
+        self.fields = Fields(
+            self.pipe,
+            half=recipe.train.precision == "bf16",
+            device=self.device,
+            accountant=self.accountant,
+        )
         self.layout.place(network)  # before anything is copied: of copies there are slices alone then
         self.averages = Averages.of(network, recipe.ema, teacher=getattr(self.objective, "teacher", "self"))
         student = Trained.of(network, recipe.optimizer, seed=recipe.train.seed)
@@ -132,7 +143,7 @@ class Trainer:
             network,
             recipe.optimizer,
             teacher=self.averages.teacher,
-            features=self._features,
+            features=lambda network: self.fields.features(network, self.feed.examples),
             seed=recipe.train.seed,
         )
         if recipe.train.compile:
@@ -153,26 +164,18 @@ class Trainer:
             companions=self.companions,
             accountant=self.accountant,
             objective=self.objective,
-            order=order_of(
-                self.dataset,
-                batch=recipe.train.batch,
-                seed=recipe.train.seed,
-                rank=self.processes.rank,
-                world_size=self.processes.world_size,
-            ),
+            order=self.feed.order(self.processes),
             generator=seed_all(recipe.train.seed, self.processes.rank),
             processes=self.processes,
             device=self.device,
         )
         teacher = self.averages.teacher
         self._step = OptimizerStep(
-            field=self._watched(STUDENT, self.pipe.field),
-            teacher=None if teacher is None else self._watched("teacher", self.pipe.field_of(teacher)),
+            field=self.fields.counted(STUDENT),
+            teacher=None if teacher is None else self.fields.counted("teacher", teacher),
             objective=self.objective,
             trained={STUDENT: student, **self.companions.trained},
-            networks=self.companions.given(
-                lambda name, network: self._watched(name, self.pipe.field_of(network))
-            ),
+            networks=self.companions.given(self.fields.counted),
             layout=self.layout,
             guard=self.guard,
             generator=self.state.generator,
@@ -180,103 +183,17 @@ class Trainer:
             dropout=getattr(network, "dropout", nullcontext),
             offload=recipe.train.offload,
         )
-        self._sharded_checkpoints: ShardedCheckpoints | None = None
-        if self.layout.sharded:
-            self._sharded_checkpoints = ShardedCheckpoints(
-                self.folder.checkpoints, self.processes, background=recipe.checkpoint.background
-            )
+        self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
         if self.processes.is_main:
             self.folder.claim()
 
-    def _autocast(self, field: Field) -> Field:
-        if self.recipe.train.precision == "fp32":
-            return field
-        return AutocastField(field, device=self.device, dtype=torch.bfloat16)
-
-    def _watched(self, name: str, field: Field) -> Field:
-        """``field`` in the precision of the run; its evaluations are counted as those of the network ``name``."""
-        field = self._autocast(field)
-        return field if self.accountant is None else self.accountant.field(name, field)
-
-    @torch.no_grad()
-    def _features(self, network: nn.Module) -> list[Tensor]:
-        """What ``network`` shows of the first example."""
-        one = self.examples.batch([0], None)
-        x, cond = to_device(one.x, self.device), to_device(one.cond, self.device)
-        field = self._autocast(self.pipe.field_of(network))
-        t = torch.ones(1, dtype=working_dtype(x), device=self.device)
-        return features_of(field, x, t, cond, dtype=x.dtype)
-
-    def _encode(self) -> Examples:
-        data, unconditional = self.recipe.data, self.recipe.unconditional_prompt
-        seed = self.recipe.train.seed
-        if isinstance(self.dataset, CachedRows):
-            return CachedExamples(self.dataset, seed=seed)
-        if not data.cache:
-            return OnlineExamples(
-                self.dataset,
-                self.pipe,
-                unconditional=unconditional,
-                seed=seed,
-                together=data.encode_batch,
-                guided=getattr(self.objective, "guidance", 1) > 0,
-            )
-        self._display.start("encoding", total=len(self.dataset), unit="examples")
-        cache = cached_in_memory(
-            self.dataset,
-            self.pipe,
-            unconditional=unconditional,
-            seed=seed,
-            together=data.encode_batch,
-            progress=lambda done, _: self._display.update(done),
-        )
-        self._display.stop()
-        return cache
-
-    def _visit_sizes(self) -> None:
-        """Encode an example of each size: a pipeline learns of a size from a call of its network, which can't be made
-        in one process alone once the network is cut."""
-        if not isinstance(self.examples, OnlineExamples):
-            return
-        buckets: Sequence[int] = getattr(self.dataset, "bucket_of", ())
-        if len(buckets) > 0:
-            for row in {bucket: row for row, bucket in enumerate(buckets)}.values():
-                self.examples.batch([row])
-            return
-        places = order_of(self.dataset, batch=1, seed=self.recipe.train.seed).next_places()
-        self.examples.batch(places.rows, epochs=places.epochs)
-
-    def _previewer(self) -> Previewer | None:
-        settings = self.recipe.preview
-        if settings.every == 0 or not (self.processes.is_main or self.layout.sharded):
-            return None
-        if not (hasattr(self.pipe, "decode") and hasattr(self.pipe, "latent_shape")):
-            raise TwinflowError(
-                f"preview.every = {settings.every}, but what is trained can't draw: set it to 0"
-            )
-        if not settings.prompts and not hasattr(self.dataset, "__len__"):
-            raise TwinflowError(
-                "preview.prompts is empty, and streamed data has no first captions: name prompts, or set "
-                "preview.every to 0"
-            )
-        first = range(0 if settings.prompts else min(settings.count, len(self.dataset)))
-        return Previewer(
-            settings,
-            cast(Drawable, self.pipe),
-            prompts=list(settings.prompts) or self.examples.captions(first),
-            unconditional=self.recipe.unconditional_prompt,
-            device=self.device,
-        )
-
     # Training
 
     def _train(self, interruption: Interruption) -> RunResult:
         recipe, total = self.recipe, self.recipe.train.steps
-        self._window = MetricWindow()
-        self._writer = self._metric_writer()
-        self._logged = (self.state.step, time.monotonic())
+        self.logbook = Logbook(recipe, self.folder, self.processes, self._display, self.previewer, self.state)
         if self._checkpoint is not None:
             done = f"; to train on, raise train.steps above {total}" if self.state.step >= total else ""
             self._display.line(f"resumed at step {self.state.step} from {self._checkpoint}{done}")
@@ -290,27 +207,24 @@ class Trainer:
                 if self.processes.any(interruption.requested, self.device):
                     break
                 self._make_step()
-                if self._sharded_checkpoints is not None:
-                    self._sharded_checkpoints.finish(wait=False)
+                self.saver.finish(wait=False)
                 if self.prediction is not None and self.state.step - first == AFTER:
                     measured = measured_peak(self.device)
                     self._display.line(self.prediction.beside(measured, device=self.device))
                 if self.state.step % recipe.log.every == 0 or self.state.step == total:
-                    self._log()
+                    self.logbook.log()
                 if recipe.checkpoint.every and self.state.step % recipe.checkpoint.every == 0:
                     self._save()
                     saved = self.state.step
                 if recipe.preview.every and (
                     self.state.step % recipe.preview.every == 0 or self.state.step == total
                 ):
-                    self._preview()
+                    self.logbook.preview(self._drawing_field())
             if saved != self.state.step:
                 self._save()
-            if self._sharded_checkpoints is not None:
-                self._sharded_checkpoints.finish()
+            self.saver.finish()
         finally:
-            if self._writer is not None:
-                self._writer.close()
+            self.logbook.close()
         self._display.stop()
         if self.state.step < total and not self._spent():
             self._display.line(
@@ -319,7 +233,8 @@ class Trainer:
             )
             return self._result("interrupted", pipeline=None)
         if self.state.step > first or not self.folder.pipeline.exists():
-            self._save_pipeline()
+            self.guard.check(wait=True)
+            self.saver.pipeline(self.pipe, self.averages)
         return self._result("finished", pipeline=self.folder.pipeline)
 
     def _make_step(self) -> None:
@@ -331,7 +246,7 @@ class Trainer:
         with self._counted(phase):
             results, norm = self._step(
                 self.state.step + 1,
-                self._micro_batches(),
+                self.feed.micro_batches(self.state.order, self.state.generator),
                 phase=phase,
                 count=train.accumulate,
                 lr=lr,
@@ -339,9 +254,7 @@ class Trainer:
         if STUDENT in phase.trains:
             self.averages.update()
             self.companions.student_moved()
-        for result in results:
-            self._window.add(result)
-        self._window.add_gradient(norm)
+        self.logbook.add(results, norm)
         self.state.step += 1
         self.state.seconds += time.monotonic() - started
         self._display.update(self.state.step)
@@ -359,76 +272,19 @@ class Trainer:
             return False
         return self.processes.any(self.accountant.exhausted(self.budget), self.device)
 
+    def _drawing_field(self) -> Field:
+        network = self.pipe.network if self.averages.drawn is None else self.averages.drawn.network
+        return self.fields.of(network)
+
     def holdings(self) -> Holdings:
         """What the run holds in memory."""
         return self.companions.holdings(self._step.trained, self.averages)
-
-    def _micro_batches(self) -> Iterator[EncodedBatch]:
-        for _ in range(self.recipe.train.accumulate):
-            places = self.state.order.next_places()
-            dropped = None
-            if self.recipe.caption_dropout > 0:
-                draws = torch.rand(len(places.rows), generator=self.state.generator)
-                dropped = draws < self.recipe.caption_dropout
-            batch = self.examples.batch(places.rows, dropped, epochs=places.epochs)
-            if isinstance(self.examples, OnlineExamples):
-                self.examples.expect(self.state.order)
-            yield EncodedBatch(
-                x=to_device(batch.x, self.device),
-                cond=to_device(batch.cond, self.device),
-                uncond=to_device(batch.uncond, self.device),
-            )
-
-    # Watching
-
-    def _metric_writer(self) -> MetricWriter | None:
-        if not self.processes.is_main:
-            return None
-        return MetricWriter(self.folder.path, tensorboard=self.recipe.log.tensorboard, start=self.state.step)
-
-    def _log(self) -> None:
-        train = self.recipe.train
-        values = self._window.close()
-        step, moment = self._logged
-        self._logged = (self.state.step, time.monotonic())
-        rows = (self.state.step - step) * train.batch * train.accumulate * self.processes.world_size
-        values["lr"] = learning_rate(self.recipe.optimizer, self.state.step - 1, train.steps)
-        values["rows_per_second"] = rows / max(self._logged[1] - moment, 1e-9)
-        values["seconds"] = self.state.seconds
-        if self._writer is not None:
-            self._writer.write(self.state.step, values)
-        self._display.log(self.state.step, values)
-
-    def _preview(self) -> None:
-        if self.previewer is None:
-            return
-        network = self.pipe.network if self.averages.drawn is None else self.averages.drawn.network
-        grids = self.previewer.draw(self._autocast(self.pipe.field_of(network)))
-        if self._writer is None:
-            return
-        for nfe, grid in grids.items():
-            save_grid(grid, self.folder.previews / f"step_{self.state.step:08}_nfe_{nfe:03}.png")
-            self._writer.picture(self.state.step, f"nfe_{nfe}", grid)
 
     # Saving
 
     def _save(self) -> None:
         self.guard.check(wait=True)
-        snapshot = self.state.snapshot()
-        if self._sharded_checkpoints is not None:
-            parameters = sharded_parameters(self.pipe.network)
-            self._checkpoint = self._sharded_checkpoints.save(self.state.step, snapshot, parameters)
-            return
-        if self.processes.is_main:
-            self._checkpoint = self.folder.checkpoints.save(self.state.step, snapshot)
-        self.processes.barrier()
-
-    def _save_pipeline(self) -> None:
-        self.guard.check(wait=True)
-        with self.layout.whole(self.pipe.network, self.averages.drawn, keep=self.processes.is_main):
-            if self.processes.is_main:
-                self.folder.save_pipeline(self.pipe, None if self.layout.sharded else self.averages.drawn)
-        self.processes.barrier()
+        self._checkpoint = self.saver.checkpoint(self.state) or self._checkpoint
 
     def _result(self, status: Literal["finished", "interrupted"], *, pipeline: Path | None) -> RunResult:
         return RunResult(

@@ -1,0 +1,116 @@
+"""The rows of a run: encoded before it or on the way, and in the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Generator
+
+from twinflow.config import Recipe
+from twinflow.data.cache import CachedRows
+from twinflow.data.loader import (
+    EncodedBatch,
+    Examples,
+    OnlineExamples,
+    Order,
+    cached_in_memory,
+    order_of,
+)
+from twinflow.data.rows import CachedExamples
+from twinflow.objectives import Objective
+from twinflow.training.processes import Processes
+from twinflow.training.progress import ProgressDisplay
+from twinflow.training.protocols import Dataset, Trainable
+from twinflow.training.step import to_device
+
+
+class Feed:
+    """What the steps of a run learn from."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, examples: Examples, *, device: torch.device) -> None:
+        self.recipe, self.dataset, self.examples, self.device = recipe, dataset, examples, device
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        pipe: Trainable,
+        dataset: Dataset,
+        *,
+        objective: Objective,
+        display: ProgressDisplay,
+        device: torch.device,
+    ) -> Feed:
+        """With all of ``dataset`` encoded by ``pipe``, if the recipe wants it so."""
+        examples = _encoded(recipe, pipe, dataset, objective, display)
+        return cls(recipe, dataset, examples, device=device)
+
+    def visit_sizes(self) -> None:
+        """Encode an example of each size: a pipeline learns of a size from a call of its network, which can't be made
+        in one process alone once the network is cut."""
+        if not isinstance(self.examples, OnlineExamples):
+            return
+        buckets: Sequence[int] = getattr(self.dataset, "bucket_of", ())
+        if len(buckets) > 0:
+            for row in {bucket: row for row, bucket in enumerate(buckets)}.values():
+                self.examples.batch([row])
+            return
+        places = order_of(self.dataset, batch=1, seed=self.recipe.train.seed).next_places()
+        self.examples.batch(places.rows, epochs=places.epochs)
+
+    def order(self, processes: Processes) -> Order:
+        """That of the rows of this process, from the start."""
+        train = self.recipe.train
+        return order_of(
+            self.dataset,
+            batch=train.batch,
+            seed=train.seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
+
+    def micro_batches(self, order: Order, generator: Generator) -> Iterator[EncodedBatch]:
+        """Those of the next step, on the device; captions are dropped by ``generator``."""
+        for _ in range(self.recipe.train.accumulate):
+            places = order.next_places()
+            dropped = None
+            if self.recipe.caption_dropout > 0:
+                draws = torch.rand(len(places.rows), generator=generator)
+                dropped = draws < self.recipe.caption_dropout
+            batch = self.examples.batch(places.rows, dropped, epochs=places.epochs)
+            if isinstance(self.examples, OnlineExamples):
+                self.examples.expect(order)
+            yield EncodedBatch(
+                x=to_device(batch.x, self.device),
+                cond=to_device(batch.cond, self.device),
+                uncond=to_device(batch.uncond, self.device),
+            )
+
+
+def _encoded(
+    recipe: Recipe, pipe: Trainable, dataset: Dataset, objective: Objective, display: ProgressDisplay
+) -> Examples:
+    data, unconditional, seed = recipe.data, recipe.unconditional_prompt, recipe.train.seed
+    if isinstance(dataset, CachedRows):
+        return CachedExamples(dataset, seed=seed)
+    if not data.cache:
+        return OnlineExamples(
+            dataset,
+            pipe,
+            unconditional=unconditional,
+            seed=seed,
+            together=data.encode_batch,
+            guided=getattr(objective, "guidance", 1) > 0,
+        )
+    display.start("encoding", total=len(dataset), unit="examples")
+    cache = cached_in_memory(
+        dataset,
+        pipe,
+        unconditional=unconditional,
+        seed=seed,
+        together=data.encode_batch,
+        progress=lambda done, _: display.update(done),
+    )
+    display.stop()
+    return cache
