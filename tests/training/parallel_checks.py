@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,28 +11,37 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from families import FAMILIES
 from twinflow.objectives import Step, TwinFlow
+from twinflow.recipes.sections import Optimizer
 from twinflow.training import Trainer
+from twinflow.training.networks import Trained
+from twinflow.training.optim import Optimizers
 from twinflow.training.randomness import seed_all
 from twinflow.training.sharded_checkpoint import named_slices
-from twinflow.training.shards import as_cut, local, sharded_parameters
+from twinflow.training.shards import as_cut, local, sharded_parameters, slice_of
 
 from .test_families import NO_PROMPT, Noises, opened
 from .tiny import tiny_recipe
 
 FAMILY = FAMILIES["sd3"]
 STEPS, LR, EPS = 4, 1e-2, 1e-2
+ON_SLICES: tuple[Any, ...] = ("adamw", "radam", "adafactor", "adamw8bit", "adamw4bit")
 FEW_BITS = {"name": "adamw8bit", "lr": LR, "eps": EPS}
+NO_CLIP = {"lr": LR, "eps": EPS, "clip": None}
 # Variants of the recipe: what is trained, and on what.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "frozen": {"objective": {"name": "twinflow", "guidance": 2.0, "teacher": "frozen"}},
     "image_free": {"objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "image_free": True}},
     "lora": {"model": {"path": "tiny", "train": "lora"}},
+    "no_clip": {"optimizer": NO_CLIP},
+    "in_backward": {"optimizer": NO_CLIP | {"in_backward": True}},
 }
 
 
@@ -148,6 +159,41 @@ def check_bf16(folder: Path, mode: str) -> None:
     )
 
 
+def check_slices(folder: Path) -> None:
+    """Optimisers on slices of odd sizes, some of them empty, beside the same on whole parameters, with equal
+    gradients."""
+    found: dict[str, Any] = {}
+    for name, in_backward in itertools.product(ON_SLICES, (False, True)):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1), nn.Linear(1, 3), nn.Conv2d(3, 4, 2))
+        twin = copy.deepcopy(network)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
+        fully_shard(network, mesh=mesh)
+        settings = Optimizer(name=name, weight_decay=0.1, clip=None, in_backward=in_backward)
+        cut = Trained.of(network, settings, seed=5)
+        whole = Optimizers(dict(twin.named_parameters()), settings.model_copy(update={"in_backward": False}))
+        for step in range(4):
+            cut.optimizers.begin(lr=0.1 / (step + 1))
+            whole.begin(lr=0.1 / (step + 1))
+            for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+                generator = Generator().manual_seed(step)
+                other.grad = torch.randn(other.shape, generator=generator) * 10.0 ** (step % 3)
+                parameter.grad = as_cut(slice_of(other.grad, parameter), parameter)
+                if cut.optimizers.in_backward is not None:  # as FSDP2 does when it has added gradients up
+                    for hook in parameter._post_accumulate_grad_hooks.values():
+                        hook(parameter)
+            if cut.optimizers.in_backward is None:
+                cut.gradients()
+                cut.update()
+            else:
+                cut.optimizers.in_backward.finish()
+            whole.step()
+        slices = {n: p.full_tensor().detach() for n, p in network.named_parameters()}
+        found[f"{name} {in_backward}"] = (slices, {n: p.detach() for n, p in twin.named_parameters()})
+    if dist.get_rank() == 0:
+        torch.save(found, folder / "slices.pt")
+
+
 def check_back(folder: Path) -> None:
     """Go on with what a single process has saved: first leave what is restored, whole; then train on."""
     settings = recipe(folder / "moved", "full", parallel={"mode": "shard"}, train={"steps": 9, "batch": 2})
@@ -170,6 +216,8 @@ CHECKS: dict[str, Any] = {
     "frozen": lambda folder: check_equal(folder, "frozen", "frozen", {"mode": "shard"}),
     "image_free": lambda folder: check_equal(folder, "image_free", "image_free", {"mode": "shard"}),
     "lora": lambda folder: check_equal(folder, "lora", "lora", {"mode": "shard"}),
+    "in_backward": lambda folder: check_equal(folder, "in_backward", "in_backward", {"mode": "shard"}),
+    "slices": check_slices,
     "hybrid": lambda folder: check_equal(folder, "hybrid", "full", {"mode": "hybrid", "shard_size": 2}),
     "straight": lambda folder: check_saved(folder, "saved", 6, False),
     "background": lambda folder: check_saved(folder, "background", 6, True),
