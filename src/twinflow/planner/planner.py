@@ -150,7 +150,9 @@ class Planner:
         if sharded:
             gradients *= DTYPES[setup.dtype].itemsize / DTYPES[step.dtype].itemsize
             passing = Passing.of(self.network(step), setup.parallel, shards=shards, gpus=gpus)
-        timeline = profile.timeline(gradient_share=gradients, passing=passing.during)
+        timeline = profile.timeline(
+            gradient_share=gradients, passing=passing.during, released=passing.released
+        )
         kept = Kept.of(setup, network, profile, self.objective, shards=shards)
         staying = {
             name: count

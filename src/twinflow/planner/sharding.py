@@ -3,7 +3,8 @@
 Read off ``torch.distributed.fsdp`` and compared with real processes in ``tests/planner/test_sharded.py``. In the
 forward a block is there twice, as it arrived and as it computes. In the backward the running block is there, the next
 one as it arrived, and the gradients of the last one, in fp32, until they have been added up. What lies outside of
-blocks is there from the first call of a forward or backward to its end.
+blocks is there from the first call of a forward or backward to its end. Blocks that are kept from the forward go one by
+one in the backward.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Passing:
     forward: int = 0
     backward: int = 0
     between: int = 0  # while neither runs
+    released: int = 0  # of these by each block, at the end of its backward
 
     @classmethod
     def of(cls, network: FakeNetwork, settings: Parallel, *, shards: int, gpus: int) -> Passing:

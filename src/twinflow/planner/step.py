@@ -70,14 +70,9 @@ class StepProfile:
         """Of all steps, those that train ``network``."""
         return sum(phase.share for phase in self.phases if network in phase.trains)
 
-    def timeline(
-        self, *, gradient_share: float = 1.0, passing: Callable[[str], int] = lambda phase: 0
-    ) -> Timeline:
-        """Memory over time, of the phase that needs most; arguments are those of :meth:`Timeline.of`."""
-        made = [
-            Timeline.of(phase.stretches, gradient_share=gradient_share, passing=passing)
-            for phase in self.phases
-        ]
+    def timeline(self, **settings: Any) -> Timeline:
+        """Memory over time, of the phase that needs most; ``settings`` are those of :meth:`Timeline.of`."""
+        made = [Timeline.of(phase.stretches, **settings) for phase in self.phases]
         return max(made, key=lambda timeline: timeline.peak)
 
 

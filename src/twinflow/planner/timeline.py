@@ -28,6 +28,8 @@ class Timeline:
     peak_at: str = ""
     gradients_at_peak: int = 0
     passing_at_peak: int = 0
+    each: int = 0  # bytes of what is passing that a block lets go of
+    released: int = 0  # so far
     host: int = 0
     host_peak: int = 0
     flops: dict[str, int] = field(default_factory=dict)  # by the phase of the step
@@ -39,25 +41,30 @@ class Timeline:
         *,
         gradient_share: float = 1.0,
         passing: Callable[[str], int] = lambda phase: 0,
+        released: int = 0,
     ) -> Timeline:
         """Of ``stretches``; of complete gradients only a share stays (where they are sharded).
 
-        ``passing``: bytes that are there besides for the length of a phase of the step, by its name.
+        ``passing``: bytes that are there besides for the length of a phase of the step, by its name; of which each
+        block lets go of ``released`` at the end of its backward.
         """
-        timeline = cls()
+        timeline = cls(each=released)
         for stretch in stretches:
             timeline.add(stretch, gradient_share, passing(stretch.segment.label.partition("|")[0]))
         return timeline
 
     def add(self, stretch: Stretch, gradient_share: float = 1.0, passing: int = 0) -> None:
-        segment, before = stretch.segment, stretch.count - 1
+        segment = stretch.segment
+        release = self.each if segment.label == "backward|block" else 0
         gradients = round(stretch.gradients * gradient_share)
         change = segment.change - stretch.gradients + gradients
-        # Of the repetition that starts highest.
-        top = self.live + max(before * change, 0) + segment.rise + passing
+        before = stretch.count - 1 if change > release else 0  # of the repetition that starts highest
+        passing -= self.released + before * release
+        top = self.live + before * change + segment.rise + passing
         if top > self.peak:
             self.peak, self.peak_at, self.passing_at_peak = top, segment.label, passing
             self.gradients_at_peak = self.gradients + before * max(gradients, 0) + max(stretch.gradients, 0)
+        self.released += stretch.count * release
         self.live += stretch.count * change + stretch.more
         self.gradients += stretch.count * gradients
         self.host_peak = max(self.host_peak, self.host + max(stretch.count * segment.host, 0))
