@@ -41,7 +41,12 @@ class Passing:
                 backward=2 * block.bytes + travelling + 2 * rest.bytes,
             )
         whole = sum(weight.nbytes for weight in network.weights)
-        return cls(forward=whole + 2 * block.bytes, backward=whole + travelling + rest.bytes, between=whole)
+        return cls(
+            forward=whole + 2 * block.bytes,
+            backward=whole + travelling + rest.bytes,
+            between=whole,
+            released=(whole - rest.bytes) // max(network.blocks, 1),
+        )
 
     def during(self, phase: str) -> int:
         """``phase`` as segments of a simulated step are labelled."""
