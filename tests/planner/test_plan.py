@@ -260,7 +260,7 @@ def test_the_command_prints_json_and_tables(tmp_path: Path) -> None:
 def test_the_embedded_model_is_planned_from_its_folder() -> None:
     recipe = recipe_for(
         Path("recipes/shapeworld_twinflow.yaml"),
-        ["objective.teacher=ema", "ema.teacher_decay=0.9"],
+        ["objective.teacher=ema", "objective.guidance=0.6", "ema.teacher_decay=0.9"],
         config=None,
     )
     _, plan = plan_recipe(recipe, gpu=gpu_named("rtx4090-24"))
