@@ -10,6 +10,7 @@ import pytest
 from twinflow.config import Recipe, load_recipe, make_recipe, recipe_yaml
 from twinflow.errors import TwinflowError
 from twinflow.objectives import TwinFlow
+from twinflow.objectives.presets import preset
 
 GOOD = """
 model: {path: some/model}
@@ -208,3 +209,39 @@ def test_changing_one_role_leaves_the_others_as_they_are(tmp_path: Path) -> None
     path.write_text(head + "objective: {name: twinflow, roles: {any_step: 1}}\n")
     roles = load_recipe(path, ["objective.roles.fake=2"]).objective["roles"]
     assert roles == {"one_step": 0, "tangent": 0, "any_step": 1, "fake": 2, "consistency": 0}
+
+
+def test_a_preset_stands_for_its_settings_and_keys_beside_it_come_first(tmp_path: Path) -> None:
+    head = "model: m\ndata: {kind: digits}\ntrain: {steps: 10, batch: 1}\noutput: o\n"
+    path = write(tmp_path, "p.yaml", head + "objective: {preset: paper, name: twinflow, guidance: 0.6}\n")
+    recipe = load_recipe(path)
+    paper = preset("twinflow", "paper")
+    expected = {"name": "twinflow"} | paper | {"guidance": 0.6, "lockstep": False}
+    assert recipe.objective == expected
+    assert load_recipe(write(tmp_path, "again.yaml", recipe_yaml(recipe))) == recipe
+    # One role of a preset's; all settings of a preset over those of the recipe that is extended.
+    one_step = preset("twinflow", "paper_lora_order_1")["roles"] | {"fake": 2}
+    first = load_recipe(path, ["objective.preset=paper_lora_order_1", "objective.roles.fake=2"]).objective
+    assert (first["roles"], first["order"]) == (one_step, 1)
+    child = write(tmp_path, "child.yaml", "extends: again.yaml\nobjective: {preset: paper_qwen}\n")
+    assert load_recipe(child).objective == expected | preset("twinflow", "paper_qwen")
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (
+            "{name: twinflow, preset: papers}",
+            r"objective.preset = 'papers' is not known \(did you mean 'paper'",
+        ),
+        (
+            "{name: rcgm, preset: paper}",
+            "objective.preset = 'paper' is not allowed: only twinflow has presets",
+        ),
+        ("{name: twinflow, preset: 3}", "objective.preset = '3' is not known"),
+    ],
+)
+def test_unknown_presets(tmp_path: Path, objective: str, said: str) -> None:
+    head = "model: m\ndata: {kind: digits}\ntrain: {steps: 10, batch: 1}\noutput: o\n"
+    with pytest.raises(TwinflowError, match=said):
+        load_recipe(write(tmp_path, "p.yaml", f"{head}objective: {objective}\n"))

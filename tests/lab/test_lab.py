@@ -14,6 +14,8 @@ from twinflow.evaluation.results import EvaluationRow
 from twinflow.lab import load_lab, run_lab
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
+from twinflow.lab.run import _same_method
+from twinflow.objectives.presets import preset
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = {
@@ -107,6 +109,18 @@ def test_ablations_start_from_the_setting_of_the_comparison_and_change_one_thing
         companions = {"no_fake": 1, "teacher_self": 1, "teacher_ema": 1, "image_free": 1}
         changed = [key for key in ours["objective"] if row["objective"][key] != ours["objective"][key]]
         assert len(changed) <= 1 + companions.get(name, 0), f"{name} changes {changed}"
+
+
+def test_a_method_is_the_same_when_a_preset_names_its_settings() -> None:
+    named = {"objective": {"name": "twinflow", "preset": "paper", "guidance": 0.6}, "recipe": {}}
+    written = {
+        "objective": {"name": "twinflow", **preset("twinflow", "paper"), "guidance": 0.6},
+        "recipe": {},
+    }
+    assert _same_method(named, written)
+    assert not _same_method(named, written | {"recipe": {"optimizer": {"lr": 1e-3}}})
+    assert not _same_method(named, {"objective": {"name": "twinflow", "preset": "paper"}, "recipe": {}})
+    assert not _same_method({"objective": {"name": "no longer there"}, "recipe": {}}, named)
 
 
 @pytest.mark.parametrize(

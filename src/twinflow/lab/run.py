@@ -25,6 +25,7 @@ from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
 from twinflow.lab.settings import Lab
 from twinflow.launch import build_trainer
+from twinflow.recipes.objective import resolve_objective
 from twinflow.report import write_report
 from twinflow.training import Trainer
 from twinflow.training.accountant import Accountant, Budget
@@ -101,7 +102,7 @@ class _Comparison:
                     f"{now[key]}. Choose another output"
                 )
         for name in former["methods"].keys() & now["methods"].keys():
-            if former["methods"][name] != now["methods"][name]:
+            if not _same_method(former["methods"][name], now["methods"][name]):
                 raise TwinflowError(
                     f"{self.folder} holds another methods.{name}: choose another name or output"
                 )
@@ -229,6 +230,18 @@ class _Comparison:
             pixels = torch.stack([data[i]["pixels"] for i in range(len(data))])
             self._real = image_statistics([pixels], features=coarse_pixels, name=COARSE)
         return self._real
+
+
+def _same_method(former: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two sections of ``methods`` train the same, be their objectives written out or named by a preset."""
+    if former == now:
+        return True
+    rest = [{key: value for key, value in m.items() if key != "objective"} for m in (former, now)]
+    try:
+        objectives = [resolve_objective(m["objective"]) for m in (former, now)]
+    except ValueError:  # one that this version doesn't know
+        return False
+    return rest[0] == rest[1] and objectives[0] == objectives[1]
 
 
 COARSE = "means of 8 x 8 patches"

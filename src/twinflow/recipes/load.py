@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from twinflow.errors import TwinflowError
 from twinflow.recipes.messages import disallowed, unknown_key
-from twinflow.recipes.objective import OBJECTIVES, resolve_objective
+from twinflow.recipes.objective import OBJECTIVES, resolve_objective, with_preset
 from twinflow.recipes.sections import (
     DigitsData,
     FolderData,
@@ -110,17 +110,24 @@ def _with_default_roles(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> d
     if not all(isinstance(section, Mapping) for section in sections):
         return dict(raw)
     objective = {key: value for section in sections for key, value in section.items()}
-    if not (len(sections) == 2 and "roles" in sections[1] and "roles" not in sections[0]):
+    if not (len(sections) == 2 and "roles" in sections[1]):
+        return dict(raw)
+    if "roles" in sections[0] and "preset" not in sections[1]:
         return dict(raw)
     if objective.get("name") not in OBJECTIVES:
         return dict(raw)  # the error comes with the validation
-    default = resolve_objective({"name": objective["name"]}).get("roles")
+    named = with_preset({key: objective[key] for key in ("name", "preset") if key in objective})
+    if "preset" in named:
+        return dict(raw)  # and this one
+    default = resolve_objective(named).get("roles")
     return dict(raw) if default is None else {**raw, "objective": {**sections[0], "roles": default}}
 
 
 def _with_shorthands(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """``model: path`` and ``data: folder`` stand for the sections with that path."""
+    """``model: path`` and ``data: folder`` stand for the sections with that path, a preset for its settings."""
     full = dict(raw)
+    if isinstance(full.get("objective"), Mapping):
+        full["objective"] = with_preset(full["objective"])
     if isinstance(full.get("model"), str):
         full["model"] = {"path": full["model"]}
     if isinstance(full.get("data"), str):
@@ -134,6 +141,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for section, value in _with_shorthands(over).items():
         kind = KIND_KEYS.get(section)
         old = merged.get(section)
+        if section == "objective" and isinstance(value, Mapping) and isinstance(old, Mapping):
+            # A preset without a name is one of the objective that it changes.
+            value = with_preset({"name": old["name"], **value} if "name" in old else value)
         other_kind = (
             kind is not None
             and isinstance(value, Mapping)

@@ -36,6 +36,39 @@ def resolve_objective(section: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": section["name"], **_plain(asdict(objective))}
 
 
+def with_preset(section: Mapping[str, Any]) -> dict[str, Any]:
+    """``section`` with the settings that its ``preset`` stands for; what it says itself comes before them.
+
+    Without a preset, or with one that is not known, it is what it was: :func:`build_objective` says what is wrong.
+    """
+    name, wanted = section.get("name"), section.get("preset")
+    if not (isinstance(name, str) and isinstance(wanted, str)):
+        return dict(section)
+    from twinflow.objectives.presets import PRESETS, preset
+
+    if wanted not in PRESETS.get(name, {}):
+        return dict(section)
+    own = {key: value for key, value in section.items() if key not in ("name", "preset")}
+    return {"name": name, **preset(name, wanted), **own}
+
+
+def _refuse_preset(section: Mapping[str, Any]) -> None:
+    """Say what is wrong with a preset that :func:`with_preset` has left, if there is one."""
+    if "preset" not in section:
+        return
+    from twinflow.objectives.presets import PRESETS
+
+    name = section["name"]
+    if name not in PRESETS:
+        raise ValueError(
+            disallowed(
+                "objective.preset", section["preset"], f"only {', '.join(PRESETS)} has presets, not {name}"
+            )
+        )
+    where = "objective.preset"
+    raise ValueError(unknown_key(str(section["preset"]), PRESETS[name], where=where, noun="preset"))
+
+
 def build_objective(section: Mapping[str, Any]) -> Any:
     """The objective that ``section`` describes."""
     name = section.get("name")
@@ -43,6 +76,8 @@ def build_objective(section: Mapping[str, Any]) -> Any:
         raise ValueError(f"objective.name is missing: use one of {', '.join(OBJECTIVES)}")
     if name not in OBJECTIVES:
         raise ValueError(unknown_key(str(name), OBJECTIVES, where="objective.name", noun="objective"))
+    section = with_preset(section)
+    _refuse_preset(section)
     module, _, kind_name = OBJECTIVES[name].partition(":")
     kind = getattr(import_module(module), kind_name)
     settings = {key: value for key, value in section.items() if key != "name"}
