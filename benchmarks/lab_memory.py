@@ -21,6 +21,7 @@ import torch
 
 from twinflow.lab import load_lab
 from twinflow.lab.memory import planned
+from twinflow.lab.settings import Method
 from twinflow.planner import Backbone, Setup, gpu_named
 from twinflow.recipes.sections import Ema, Optimizer
 
@@ -48,6 +49,9 @@ def main() -> None:
         for standing in json.loads(options.board.read_text())["standings"]:
             results["measured"][standing["method"]] = standing["holdings"]
     lab = load_lab(options.lab)
+    # And the smallest TwinFlow, whose teacher is the student itself, which docs/scaling.md compares with.
+    smallest = Method(objective={"name": "twinflow", "teacher": "self", "guidance": 0.6})
+    lab = lab.model_copy(update={"methods": {"twinflow_self": smallest, **lab.methods}})
     wanted = {name: method for name, method in lab.methods.items() if name not in results["planned"]}
     backbone = Backbone.published("qwen-image")
     setup = Setup(

@@ -21,7 +21,7 @@ from twinflow.data.identity import FileHashes, data_identity, differences, model
 from twinflow.data.loader import OnlineExamples
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.errors import TwinflowError
-from twinflow.recipes.sections import FolderData
+from twinflow.recipes.data import FolderData
 
 from .cache_tiny import IDENTITY, write
 

@@ -20,7 +20,7 @@ from twinflow.data.shards import open_table
 from twinflow.data.stream import StreamDataset, StreamOrder
 from twinflow.data.table import Columns, TableDataset
 from twinflow.errors import TwinflowError
-from twinflow.recipes.sections import TableData
+from twinflow.recipes.data import TableData
 
 from .shards import png, write_parquet, write_tars
 

@@ -9,7 +9,7 @@ from twinflow.data.prompts import WithoutPictures
 
 
 def open_data(settings: Any, *, seed: int) -> Any:
-    """The data set of ``settings``, a data section of :mod:`twinflow.recipes.sections`.
+    """The data set of ``settings``, a data section of :mod:`twinflow.recipes.data`.
 
     Everything that can be wrong with it is found here. ``seed`` chooses among captions.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,6 +42,9 @@ class Leaderboard:
     base: dict[str, Any]
     standings: list[Standing]
     facts: dict[str, Any] = field(default_factory=dict)
+    compared_with: str = "twinflow"
+    # By method, what the search's chosen run had computed ("flops") and how it scored ("scores", by NFE).
+    partial: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +55,7 @@ class Leaderboard:
         compared_with: str,
         facts: dict[str, Any],
         nfe: Sequence[int],
+        partial: Mapping[str, Outcome] | None = None,
     ) -> Leaderboard:
         best_base = max(base.rows, key=lambda row: row.nfe)
         reference = [o.costs["peak_memory"] for o in outcomes if o.method == compared_with]
@@ -64,7 +68,36 @@ class Leaderboard:
         for row in rows:
             row.pop("samples")
             row.pop("failures")
-        return cls(base={"rows": rows, "frechet": base.frechet}, standings=standings, facts=facts)
+        return cls(
+            base={"rows": rows, "frechet": base.frechet},
+            standings=standings,
+            facts=facts,
+            compared_with=compared_with,
+            partial={
+                method: {
+                    "flops": run.costs["flops"],
+                    "scores": {str(row.nfe): row.overall for row in run.rows},
+                }
+                for method, run in (partial or {}).items()
+            },
+        )
+
+    @property
+    def evaluations(self) -> list[int]:
+        """The NFE that methods were scored at, in order."""
+        return list(dict.fromkeys(standing.nfe for standing in self.standings))
+
+    @property
+    def base_nfe(self) -> int:
+        """Where the base is compared with: at most evaluations."""
+        return max(row["nfe"] for row in self.base["rows"])
+
+    @property
+    def base_score(self) -> float | None:
+        return next(row["overall"] for row in self.base["rows"] if row["nfe"] == self.base_nfe)
+
+    def standing(self, method: str, nfe: int) -> Standing | None:
+        return next((s for s in self.standings if (s.method, s.nfe) == (method, nfe)), None)
 
     def save(self, folder: Path) -> None:
         replace_text(folder / "leaderboard.json", json.dumps(asdict(self), indent=1) + "\n")

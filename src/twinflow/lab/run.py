@@ -23,6 +23,7 @@ from twinflow.evaluation.samplers import Sampler, sampler_for
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
+from twinflow.lab.page import leaderboard_page
 from twinflow.lab.settings import Lab
 from twinflow.launch import build_trainer
 from twinflow.recipes.objective import resolve_objective
@@ -61,11 +62,13 @@ class _Comparison:
     def run(self) -> Leaderboard | None:
         self._claim()
         base = self._base()
-        outcomes = []
+        outcomes: list[Outcome] = []
+        partial: dict[str, Outcome] = {}
         try:
             for number, method in enumerate(self.lab.methods, 1):
                 self.console.print(f"[bold]{number}/{len(self.lab.methods)}[/] {method}")
                 choice = self._search(method)
+                partial |= self._partial(method)
                 for seed in self.lab.seeds:
                     folder = self.folder / method / f"seed_{seed}"
                     outcomes.append(self._outcome(method, seed, folder, choice))
@@ -77,6 +80,7 @@ class _Comparison:
             compared_with=self.lab.compared_with,
             facts=self._facts(),
             nfe=self.lab.evaluation.nfe,
+            partial=partial,
         )
         board.save(self.folder)
         table = EvaluationTable(
@@ -85,6 +89,7 @@ class _Comparison:
         table.rows += [row for o in outcomes if o.seed == self.lab.seeds[0] for row in o.rows]
         table.save(self.folder / "table.json")
         write_report(self.folder, table)
+        replace_text(self.folder / "leaderboard.html", leaderboard_page(self.folder, board, table))
         return board
 
     # The parts
@@ -152,6 +157,16 @@ class _Comparison:
         best = max(tried, key=lambda entry: entry["score"])
         replace_text(file, json.dumps({"chosen": best["choice"], "tried": tried}, indent=1) + "\n")
         return best["choice"]
+
+    def _partial(self, method: str) -> dict[str, Outcome]:
+        """The chosen run of the search, which had a part of the budget; none without a search."""
+        file = self.folder / method / "search.json"
+        if not file.is_file() or self.lab.search.share == 1:
+            return {}
+        found = json.loads(file.read_text())
+        number = [entry["choice"] for entry in found["tried"]].index(found["chosen"])
+        outcome = Outcome.load(self.folder / method / f"search_{number}" / "outcome.json")
+        return {method: outcome} if outcome.status == "finished" else {}
 
     def _outcome(
         self, method: str, seed: int, folder: Path, choice: dict[str, Any], *, share: float = 1.0

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from twinflow.config import Recipe, make_recipe
 from twinflow.errors import TwinflowError
-from twinflow.recipes.sections import AtLeastOne, Section, Seed
+from twinflow.recipes.section import AtLeastOne, Section, Seed
 from twinflow.training.accountant import Budget
 
 Positive = Annotated[float, Field(gt=0, strict=False)]

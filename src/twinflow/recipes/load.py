@@ -13,17 +13,17 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from twinflow.errors import TwinflowError
-from twinflow.recipes.messages import disallowed, unknown_key
-from twinflow.recipes.objective import OBJECTIVES, resolve_objective, with_preset
-from twinflow.recipes.sections import (
+from twinflow.recipes.data import (
     DigitsData,
     FolderData,
     PromptsData,
-    Recipe,
     ShapeWorldData,
     TableData,
     VideoData,
 )
+from twinflow.recipes.messages import disallowed, unknown_key
+from twinflow.recipes.objective import OBJECTIVES, resolve_objective, with_preset
+from twinflow.recipes.sections import Recipe
 
 DATA_KINDS: dict[str, type[BaseModel]] = {
     "shapeworld": ShapeWorldData,

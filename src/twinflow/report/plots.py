@@ -118,9 +118,9 @@ def value_by_nfe(
             ax.set_ylim(*limits)
         ax.grid(axis="y")
         ax.set_xlabel("network evaluations per picture")
-        _label_ends(ax, ends)
+        label_ends(ax, ends)
 
-    return _svg(name, draw, size=(4.6, 3.2))
+    return draw_svg(name, draw, size=(4.6, 3.2))
 
 
 def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
@@ -164,7 +164,7 @@ def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
         ax.set_xlabel("time per picture; the numbers are network evaluations")
         ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=0.6)
 
-    return _svg("pareto", draw, size=(4.6, 3.2))
+    return draw_svg("pareto", draw, size=(4.6, 3.2))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -207,7 +207,7 @@ def task_bars(rows: Sequence[EvaluationRow], colors: dict[str, str]) -> str:
         ax.set_axisbelow(True)
         ax.legend(loc="lower center", bbox_to_anchor=(0.36, 1.0), ncols=2, frameon=False, handlelength=0.9)
 
-    return _svg("tasks", draw, size=(4.6, 3.2))
+    return draw_svg("tasks", draw, size=(4.6, 3.2))
 
 
 def loss_curves(name: str, curves: dict[str, Curve]) -> str:
@@ -231,9 +231,9 @@ def loss_curves(name: str, curves: dict[str, Curve]) -> str:
             ax.yaxis.set_minor_locator(NullLocator())
         ax.grid(axis="y")
         ax.set_xlabel("step")
-        _label_ends(ax, ends)
+        label_ends(ax, ends)
 
-    return _svg(f"loss-{name}", draw, size=(4.6, 2.9))
+    return draw_svg(f"loss-{name}", draw, size=(4.6, 2.9))
 
 
 def _apart(values: list[int], ratio: float = 1.35) -> list[int]:
@@ -254,7 +254,7 @@ def _strengths(rows: Sequence[EvaluationRow]) -> list[float]:
     return result
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.075) -> None:
+def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.075) -> None:
     """Name each line where it ends; (x, y, name, color). Names that would touch are moved apart, up or down."""
     to_axes = ax.transData + ax.transAxes.inverted()
     for end in sorted({x for x, *_ in ends}):
@@ -271,7 +271,8 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap:
             ax.text(point[0] + 0.025, height, label, transform=ax.transAxes, color=color, va="center")
 
 
-def _svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, float]) -> str:
+def draw_svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, float]) -> str:
+    """What ``draw`` draws, ``size`` in inches of 9-point text; ``name`` keeps its ids apart from other plots'."""
     # A bare Figure with its canvas: pyplot would keep state, and look for a display.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -282,7 +283,7 @@ def _svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, float]) 
         draw(ax)
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        canvas.print_svg(buffer, metadata=metadata)
+        canvas.printdraw_svg(buffer, metadata=metadata)
     return _for_page(buffer.getvalue(), prefix=re.sub(r"[^a-z0-9]+", "-", name.lower()))
 
 
