@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.results import EvaluationRow
 from twinflow.lab import load_lab, run_lab
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
 from twinflow.lab.run import _same_method
 from twinflow.objectives.presets import preset
+
+from .outcomes import outcome
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = {
@@ -150,29 +151,6 @@ def test_unknown_sizes_and_files(tmp_path: Path) -> None:
         load_lab(tmp_path / "nowhere.yaml")
     assert load_lab(comparison(tmp_path), ["budget.amount=7"], size="small").budget.amount == 7
     assert load_lab(comparison(tmp_path), size="small").budget.amount == 8
-
-
-def outcome(method: str, seed: int, overall: float | None, *, peak: float = 1.0) -> Outcome:
-    row = EvaluationRow(
-        model=method,
-        nfe=1,
-        images=6,
-        overall=overall or 0.0,
-        overall_error=0.1,
-        strict=0.0,
-        tasks={"counting": overall or 0.0},
-        diversity=0.5,
-    )
-    return Outcome(
-        method=method,
-        seed=seed,
-        status="diverged" if overall is None else "finished",
-        costs={"steps": 3, "flops": 1e12, "seconds": 1, "peak_memory": peak},
-        per_image={"forwards": 4.0, "backwards": 1.0},
-        holdings={"trained": 10, "frozen": 0, "optimizer_bytes": 80},
-        rows=[] if overall is None else [row],
-        frechet={} if overall is None else {"1": 2.0 * seed},
-    )
 
 
 def test_the_leaderboard_is_the_mean_over_seeds_without_the_diverged(tmp_path: Path) -> None:

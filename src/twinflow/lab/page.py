@@ -31,9 +31,12 @@ def headline(board: Leaderboard) -> tuple[str, str]:
     best, ours = board.standing(order[0], nfe), board.standing(board.compared_with, nfe)
     if best is None or best.overall is None:
         return "No method has a score.", ""
+    alike = [m for m in order if (s := board.standing(m, nfe)) is not None and s.overall == best.overall]
     first = f"{best.method} scores best with {steps}: {score(best.overall)}."
+    if len(alike) > 1:
+        first = f"{len(alike)} methods share the best score with {steps}: {score(best.overall)}."
     base = "" if board.base_score is None else f" The base scores {score(board.base_score)} at its best."
-    if ours is None or ours.overall is None or ours is best:
+    if ours is None or ours.overall is None or ours.method in alike:
         return first, base.strip()
     place = f"{ours.method} is number {order.index(ours.method) + 1} of {len(order)}"
     return first, f"{place}, with {with_error(ours.overall, ours.spread)}.{base}"
@@ -51,13 +54,16 @@ def _header(board: Leaderboard) -> str:
 def _standings(board: Leaderboard) -> str:
     nfe = board.evaluations
     titles = [f"{n} NFE" for n in nfe] + [f"Of the base, {nfe[0]} NFE", "Diversity", "Fréchet", "Diverged"]
-    best = {n: board.standing(ranking(board, n)[0], n) for n in nfe}
+    best = {
+        n: max((s.overall for s in board.standings if s.nfe == n and s.overall is not None), default=None)
+        for n in nfe
+    }
     lines = []
     for method in ranking(board, nfe[0]):
         at = {n: board.standing(method, n) for n in nfe}
         first = at[nfe[0]]
         assert first is not None
-        cells = [_score_cell(s, bold=s is best[n]) for n, s in at.items()]
+        cells = [_score_cell(s, best=best[n]) for n, s in at.items()]
         kept = NONE if first.ratio is None else percent(first.ratio)
         rest = [kept, score(first.diversity, 2), score(first.frechet, 2), f"{first.diverged} of {first.runs}"]
         cells += [f"<td>{escape(text)}</td>" for text in rest]
@@ -69,10 +75,10 @@ def _standings(board: Leaderboard) -> str:
     return section("Standings", _table(titles, lines), note=note, name="numbers")
 
 
-def _score_cell(standing: Standing | None, *, bold: bool) -> str:
+def _score_cell(standing: Standing | None, *, best: float | None) -> str:
     if standing is None or standing.overall is None:
         return f"<td>{NONE}</td>"
-    text = f"<b>{score(standing.overall)}</b>" if bold else score(standing.overall)
+    text = f"<b>{score(standing.overall)}</b>" if standing.overall == best else score(standing.overall)
     return f"<td>{text}" + (f"<small>±{score(standing.spread)}</small></td>" if standing.spread else "</td>")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from twinflow.lab.leaderboard import Leaderboard, Standing
 from twinflow.report.plots import INK, RULE, SERIES, draw_svg, label_ends
@@ -73,6 +73,15 @@ def ranking(board: Leaderboard, nfe: int) -> list[str]:
     return sorted(found, key=lambda method: found[method], reverse=True)
 
 
+def columns(xs: Sequence[float], *, ratio: float = 1.03) -> dict[float, float]:
+    """Where to put the names of points at ``xs``: those close to each other in one column, right of them all."""
+    places: dict[float, float] = {}
+    for x in sorted(xs, reverse=True):
+        right = min(places.values(), default=x)
+        places[x] = right if right <= x * ratio else x
+    return places
+
+
 def _scored(board: Leaderboard, nfe: int) -> list[Standing]:
     return [s for s in board.standings if s.nfe == nfe and s.overall is not None]
 
@@ -102,14 +111,17 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
             ends.append((line[-1][0], line[-1][1], method, color))
         if board.base_score is not None:
             ax.axhline(board.base_score, color=RULE, linewidth=1.5)
-        ax.set_xscale("log")
+        wide = max(xs) / min(xs) > 3
+        if wide:
+            ax.set_xscale("log")
         ax.set_xlim(min(xs) / 1.25, max(xs) * 1.25)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)) if wide else MaxNLocator(5))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel(unit)
-        label_ends(ax, ends, gap=0.06)
+        places = columns([x for x, *_ in ends])
+        label_ends(ax, [(places[x], *rest) for x, *rest in ends], gap=0.06)
 
     return draw_svg(name, draw, size=(4.6, 3.9))

@@ -283,7 +283,7 @@ def draw_svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, floa
         draw(ax)
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        canvas.printdraw_svg(buffer, metadata=metadata)
+        canvas.print_svg(buffer, metadata=metadata)
     return _for_page(buffer.getvalue(), prefix=re.sub(r"[^a-z0-9]+", "-", name.lower()))
 
 

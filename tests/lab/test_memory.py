@@ -1,0 +1,46 @@
+"""What is planned of a method's memory is what a real run of it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from twinflow.lab import load_lab
+from twinflow.lab.memory import planned
+from twinflow.launch import build_trainer
+from twinflow.planner import Backbone, Setup, gpu_named
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+CHANGES = ["run.data.length=4", "run.data.encode_batch=4", "run.train.batch=2", "run.checkpoint.every=0"]
+# One network; a frozen teacher; a teacher and a second trained network with heads; an average that teaches.
+METHODS = ("mean_flow", "twinflow", "twinflow_paper", "dmd2")
+
+
+def test_a_plan_has_the_parameters_and_states_of_a_real_run(tmp_path: Path) -> None:
+    lab = load_lab(RECIPES / "lab_shapeworld.yaml", CHANGES, size="smoke")
+    lab = lab.model_copy(update={"methods": {name: lab.methods[name] for name in METHODS}})
+    backbone = Backbone.stored("shapeworld-tiny")
+    recipes = {m: lab.recipe(m, seed=0, steps=6, folder=tmp_path / m) for m in METHODS}
+    setup = Setup.of(
+        recipes["mean_flow"], size=backbone.size, frames=backbone.frames, text_tokens=backbone.text_tokens
+    )
+    plans = {row.method: row for row in planned(lab, backbone, setup, gpu_named("h100-80"))}
+    for method, recipe in recipes.items():
+        trainer = build_trainer(recipe)
+        trainer.run()
+        held = trainer.holdings()
+        assert plans[method].parameter_bytes == held.parameter_bytes, method
+        assert plans[method].optimizer_bytes == held.optimizer_bytes, method
+    ours, three = plans["mean_flow"], plans["dmd2"]
+    assert three.copies > ours.copies + 2 - 1e-3
+
+
+def test_the_table_of_the_documentation_is_that_of_the_results() -> None:
+    rows = json.loads((RESULTS / "lab_memory.json").read_text())["planned"]
+    lines = (RECIPES.parent / "docs" / "lab.md").read_text().splitlines()
+    for method, row in rows.items():
+        peak, copies = f"{row['peak'] / 2**30:.1f} GiB", f"{row['copies']:.2f}"
+        assert any(line.startswith(f"| `{method}` | {copies} |") and peak in line for line in lines), method
+    named = load_lab(RECIPES / "lab_shapeworld.yaml").methods
+    assert set(rows) == {"twinflow_self", *named}
