@@ -80,6 +80,10 @@ def test_a_comparison_from_start_to_leaderboard_and_again(tmp_path: Path) -> Non
     assert all(f"| {name} |" in text for name in METHODS)
     assert json.loads((folder / "leaderboard.json").read_text())["standings"][0]["method"] == "twinflow"
     assert (folder / "report.html").is_file()
+    page = (folder / "leaderboard.html").read_text()
+    assert all(f"{name} at 1 NFE" in page for name in METHODS)
+    for name in METHODS:  # the search's share of the budget
+        assert 0 < board.partial[name]["flops"] < board.standing(name, 1).costs["flops"]
 
     with pytest.raises(TwinflowError, match="holds another comparison: its budget"):
         run_lab(load_lab(comparison(tmp_path, search=search), size="small"))

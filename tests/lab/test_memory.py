@@ -42,10 +42,14 @@ def test_a_plan_has_the_parameters_and_states_of_a_real_run(tmp_path: Path) -> N
 
 
 def test_the_table_of_the_documentation_is_that_of_the_results() -> None:
-    rows = json.loads((RESULTS / "lab_memory.json").read_text())["planned"]
-    lines = (RECIPES.parent / "docs" / "lab.md").read_text().splitlines()
+    results = json.loads((RESULTS / "lab_memory.json").read_text())
+    rows, measured = results["planned"], results["measured"]
+    text = (RECIPES.parent / "docs" / "lab.md").read_text()
     for method, row in rows.items():
-        peak, copies = f"{row['peak'] / 2**30:.1f} GiB", f"{row['copies']:.2f}"
-        assert any(line.startswith(f"| `{method}` | {copies} |") and peak in line for line in lines), method
+        held = measured[method]
+        cells = [f"{held[key] / 1e6:.2f} M" for key in ("trained", "frozen")]
+        cells += [f"{held['optimizer_bytes'] / 1e6:.1f} MB", f"{row['copies']:.2f}"]
+        cells += [f"{row[key] / 2**30:.1f} GiB" for key in ("parameter_bytes", "optimizer_bytes", "peak")]
+        assert f"| `{method}` | {' | '.join(cells)}" in text
     named = load_lab(RECIPES / "lab_shapeworld.yaml").methods
     assert set(rows) == {"twinflow_self", *named}

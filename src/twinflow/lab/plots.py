@@ -97,7 +97,7 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
     xs = [x for line in drawn.values() for x, _ in line]
 
     def draw(ax: Axes) -> None:
-        ends = []
+        ends: list[tuple[float, float, str, str]] = []
         for method, line in drawn.items():
             color = _color(board, method)
             ax.plot(
@@ -122,6 +122,6 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
         ax.grid(axis="y")
         ax.set_xlabel(unit)
         places = columns([x for x, *_ in ends])
-        label_ends(ax, [(places[x], *rest) for x, *rest in ends], gap=0.06)
+        label_ends(ax, [(places[x], y, method, color) for x, y, method, color in ends], gap=0.06)
 
     return draw_svg(name, draw, size=(4.6, 3.9))
