@@ -308,17 +308,20 @@ def test_two_processes_draw_the_bytes_that_one_draws(model, tmp_path):
         "--images-per-task=2",
         "--batch=5",
     ]
-    run = subprocess.run(
+    run = subprocess.Popen(
         [*command, f"--output={tmp_path / 'two'}"],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
     )
-    assert run.returncode == 0, run.stderr
+    try:
+        said, complaint = run.communicate(timeout=300)
+    finally:
+        run.terminate()  # torchrun takes its processes with it; killed, it would leave them behind
+    assert run.returncode == 0, complaint
     assert files(tmp_path / "two" / "base_nfe2") == files(tmp_path / "one")
     (row,) = EvaluationTable.load(tmp_path / "two" / "table.json").rows
     assert row.images == 12
-    assert run.stdout.count("report:") == 1  # one process writes and talks
+    assert said.count("report:") == 1  # one process writes and talks
     assert key_of(tmp_path / "two" / "base_nfe2" / "00000.png")
