@@ -86,16 +86,41 @@ def test_a_call_without_rows_is_skipped_unless_in_lockstep() -> None:
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema", "frozen"])
-@pytest.mark.parametrize("image_free", [False, True])
-def test_lockstep_makes_the_same_calls_in_every_step(teacher: str, image_free: bool) -> None:
-    settings: dict[str, Any] = {"teacher": teacher, "image_free": image_free}
+@pytest.mark.parametrize("more", [{}, {"image_free": True}, {"longest_jump": 0.25}])
+def test_lockstep_makes_the_same_calls_in_every_step(teacher: str, more: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"teacher": teacher} | more
     objective, counts = TwinFlow(**settings, lockstep=True), set()
     for seed in range(8):  # one row a step: every role comes, and no step has rows for all calls
         step, student, frozen = record(objective, 1, seed=seed)
         counts.add((len(student.calls), len(frozen.calls)))
         assert torch.isfinite(step.loss)
-    _, student, frozen = record(TwinFlow(**settings), 8)
+    _, student, frozen = record(TwinFlow(**settings), 8)  # with a one_step row, which makes the most jumps
     assert counts == {(len(student.calls), len(frozen.calls))}
+
+
+def test_rows_make_as_many_jumps_as_their_way_takes() -> None:
+    objective = TwinFlow(teacher="self", longest_jump=0.25, rectify=0.0)
+    step, student, _ = record(objective, 32)
+    way = (step.rows.t - step.rows.r - 0.01)[[role != "fake" for role in step.rows.roles]]
+    way = way[way >= 0]
+    made = (way / 0.25).ceil().clamp(min=2)
+    assert made.max() == 4  # of the one_step rows
+    assert [call[0].shape[0] for call in student.calls[2:]] == [int((made > j).sum()) for j in range(4)]
+
+
+def test_a_student_that_is_its_frozen_teacher_has_no_field_left_to_learn() -> None:
+    """The law of ``velocity="field"``; data leave the scatter of z - x in the loss."""
+    tangent: dict[str, Any] = {"roles": {"tangent": 1}, "tangent_gap": 0.0, "loss": "l2", "teacher": "frozen"}
+    field = ToyField(1)
+    x, cond, _ = batch(8)
+    losses = {
+        velocity: TwinFlow(**tangent, guidance=0.0, velocity=velocity)
+        .step(field, x, cond, teacher=field, generator=seeded())
+        .loss
+        for velocity in ("field", "data")
+    }
+    assert losses["field"] == 0
+    assert losses["data"] > 0.1
 
 
 def test_lockstep_changes_no_number() -> None:

@@ -32,7 +32,7 @@ class Placement:
     fake: Tensor  # rows on that of the model's own samples
     sampled: Tensor  # rows whose data is the model's own sample
     guided: Tensor  # rows whose velocity is guided
-    distilled: Tensor  # rows whose velocity is the field's own, not that of their data
+    distilled: Tensor  # rows whose velocity is a field's, not that of their data
     asked: Tensor  # rows of either kind: their instantaneous velocity is asked for
     jumping: Tensor  # rows with t - r >= delta, that RCGM integrates for
     nodes: Tensor  # (N + 1, len(jumping)) times s_0 … s_N of the jumps; at the end a row stays where it is
