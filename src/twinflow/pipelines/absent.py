@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from twinflow.pipelines.weightless import Weightless, put_before, take_back
 
 # Does the work where the weights are, and returns what came out in all processes; all of them have to call it.
 Share = Callable[[Callable[[], Any]], Any]
@@ -29,28 +30,6 @@ class Together:
     here: bool
 
 
-class Absent:
-    """Comes before the class of a transformer without weights."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where its answers are, and where its weights will be."""
-        found: torch.device = self.__dict__.get("_device", torch.device("cpu"))
-        return found
-
-    def to(self, *args: Any, **kwargs: Any) -> Absent:
-        """Tables that were calculated here move, and answers come on this device."""
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        if device is not None:
-            self.__dict__["_device"] = device
-            modules: Any = self.modules()  # type: ignore[attr-defined]
-            for module in modules:
-                for key, value in module._buffers.items():
-                    if value is not None:
-                        module._buffers[key] = value.to(device)
-        return self
-
-
 def absent_transformer(path_or_id: str) -> Any:
     """The transformer of a stock pipeline, without its weights: no file of them is opened."""
     import diffusers
@@ -59,8 +38,7 @@ def absent_transformer(path_or_id: str) -> Any:
     kind: Any = getattr(diffusers, parts["transformer"][1])
     with without_weights():
         transformer = kind.from_config(kind.load_config(path_or_id, subfolder="transformer"))
-    attributes = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    transformer.__class__ = type(kind.__name__, (Absent, kind), attributes)
+    put_before(transformer, Weightless)
     return transformer.eval()
 
 
@@ -113,8 +91,6 @@ def where_the_weights_are(transformer: nn.Module, work: Callable[[], Any]) -> An
 
 def settle(transformer: Any) -> None:
     """Its weights are here, or its slices of them: it answers for itself from now on."""
-    for name in ("forward", "_together", "_device"):
+    for name in ("forward", "_together"):
         transformer.__dict__.pop(name, None)
-    kind = type(transformer)
-    if issubclass(kind, Absent):
-        transformer.__class__ = kind.__mro__[2]
+    take_back(transformer)

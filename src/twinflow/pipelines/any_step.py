@@ -288,21 +288,13 @@ class AnyStepPipeline:
         the base: ``merged().save_pretrained(…)`` writes a whole pipeline instead.
         """
         transformer = self.pipe.transformer
-        fake_time = None
-        if tt.has_target_time(transformer):
-            fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
         if self.exported is not None and self.exported.kind == "slim":
             raise TwinflowError("a slim export is no stock pipeline, and is not saved again: copy its folder")
         if self.lora is None:
-            checkpoint.save_whole(self.pipe, Path(path), Manifest(fake_time=fake_time, words=self.words))
+            checkpoint.save_whole(self.pipe, Path(path), Manifest.of(transformer, words=self.words))
             if self.exported is not None:
                 self.exported.save(path)
             return
-        adapter = checkpoint.Adapter(
-            settings=self.lora,
-            base=self.base,
-            family=type(transformer).__name__,
-            fingerprint=checkpoint.fingerprint(transformer),
-        )
-        manifest = Manifest(fake_time=fake_time, words=self.words, adapter=adapter)
+        adapter = checkpoint.Adapter.of(transformer, self.lora, base=self.base)
+        manifest = Manifest.of(transformer, words=self.words, adapter=adapter)
         checkpoint.save_adapter(transformer, Path(path), manifest)

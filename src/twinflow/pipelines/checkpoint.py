@@ -42,6 +42,11 @@ class Adapter:
     family: str  # class of the transformer
     fingerprint: str  # of the base's weights
 
+    @classmethod
+    def of(cls, transformer: nn.Module, settings: LoraSettings, *, base: str | None) -> Adapter:
+        family = type(transformer).__name__
+        return cls(settings=settings, base=base, family=family, fingerprint=fingerprint(transformer))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -50,6 +55,15 @@ class Manifest:
     fake_time: str | None = None  # how the branch marks t < 0; None: there is no branch
     words: list[str] | None = None
     adapter: Adapter | None = None
+
+    @classmethod
+    def of(
+        cls, transformer: nn.Module, *, words: list[str] | None, adapter: Adapter | None = None
+    ) -> Manifest:
+        fake_time = None
+        if tt.has_target_time(transformer):
+            fake_time = "sign" if tt.marks_fake_by_sign(transformer) else "negative"
+        return cls(fake_time=fake_time, words=words, adapter=adapter)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

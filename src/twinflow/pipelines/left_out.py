@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.weightless import Weightless, put_before
 from twinflow.tensor_files import save_tensors
 
 METHODS = ("forward", "encode")  # of text encoders and of autoencoders
@@ -116,8 +117,8 @@ def _opening(opened: Callable[[Callable[..., Any], Any, dict[str, Any]], Any]) -
         DiffusionPipeline.from_pretrained = stock  # type: ignore[method-assign]
 
 
-class StandIn:
-    """Comes before the class of a module that has no weights; see :func:`left_out`."""
+class StandIn(Weightless):
+    """An encoder that says what is on record; see :func:`left_out`."""
 
     _name: str
     _source: Path
@@ -128,22 +129,6 @@ class StandIn:
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         return self._answer(_question(self._name, "encode", args, kwargs), self.device)
-
-    def to(self, *args: Any, **kwargs: Any) -> StandIn:
-        """No weights are moved: answers come on the device that was asked for."""
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        if device is not None:
-            self.__dict__["_device"] = device
-            modules: Any = self.modules()  # type: ignore[attr-defined]
-            for module in modules:
-                for key, value in module._buffers.items():
-                    if value is not None and not value.is_meta:
-                        module._buffers[key] = value.to(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.__dict__.get("_device", torch.device("cpu"))
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         shutil.copytree(self._source, save_directory, dirs_exist_ok=True)
@@ -165,8 +150,7 @@ def _stand_ins(folder: Path, dtype: torch.dtype, answer: Callable[..., Any]) -> 
             else:
                 module = kind(kind.config_class.from_pretrained(source))  # type: ignore[attr-defined]
         module.to(dtype).eval()
-        attributes = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        module.__class__ = type(kind.__name__, (StandIn, kind), attributes)
+        put_before(module, StandIn)
         module.__dict__.update(_name=name, _source=source, _answer=answer)
         made[name] = module
     return made
