@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 import torch.distributed as dist
 
@@ -23,6 +22,8 @@ from twinflow.planner import plan_recipe
 from twinflow.planner.prediction import backbone_of, gpu_at
 from twinflow.training import Trainer
 from twinflow.training.shards import local
+
+from .middle_sized import middle_sized_stock
 
 FAMILY = FAMILIES["qwen"]
 PIXELS = 128
@@ -66,18 +67,7 @@ def recipe_of(case: str, output: Path | str = "-") -> Any:
 
 def middle_sized(dtype: torch.dtype) -> AnyStepPipeline:
     """Seven blocks that outweigh what they compute on 64 tokens: what is sharded shows."""
-    stock = FAMILY.stock()
-    torch.manual_seed(0)
-    stock.transformer = diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=7,
-        attention_head_dim=32,
-        num_attention_heads=12,
-        joint_attention_dim=16,
-        axes_dims_rope=(8, 12, 12),
-    ).to(dtype)
+    stock = middle_sized_stock(heads=12, dtype=dtype)
     return AnyStepPipeline(stock, call=FAMILY.call | {"height": PIXELS, "width": PIXELS})
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
-import torch
 from torch import Tensor
 
 from families import FAMILIES
@@ -20,28 +18,14 @@ from twinflow.recipes.sections import Lora, Optimizer
 from twinflow.training.ema import trained_parameters
 
 from .measured import measured, objective, planned, setup_of
-
-
-def middle_sized_stock() -> Any:
-    """Qwen-Image with seven blocks."""
-    stock = FAMILIES["qwen"].stock()
-    torch.manual_seed(0)
-    stock.transformer = diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=7,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=16,
-        axes_dims_rope=(8, 12, 12),
-    )
-    return stock
+from .middle_sized import middle_sized_stock
 
 
 def middle_sized() -> AnyStepPipeline:
-    """That on pictures of 1024 tokens."""
-    return AnyStepPipeline(middle_sized_stock(), call=FAMILIES["qwen"].call | {"height": 256, "width": 256})
+    """On pictures of 1024 tokens."""
+    return AnyStepPipeline(
+        middle_sized_stock(heads=4), call=FAMILIES["qwen"].call | {"height": 256, "width": 256}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +78,7 @@ def test_the_peak_of_three_networks(in_backward: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "int8", "nf4"])
 def test_a_lora_is_as_large_as_a_real_one(quantize: Kind | None) -> None:
-    stock = middle_sized_stock()
+    stock = middle_sized_stock(heads=4)
     if quantize is not None:
         pytest.importorskip(LIBRARIES[quantize])
         quantise(stock.transformer, quantize)

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from together import RESIDENT, run_together
+
 TWO = ("shard", "kept", "bf16_in_backward")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("sharded")
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is allocated is what is resident
-    logs = [place / f"log_{rank}" for rank in range(2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "planner.sharded_steps", str(rank), "2", str(place), *TWO],
-            cwd=TESTS,
-            env=environment,
-            stdout=logs[rank].open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [process.wait(400) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    run_together(
+        "planner.sharded_steps", world=2, folder=place, arguments=TWO, seconds=400, environment=RESIDENT
+    )
     return place
 
 

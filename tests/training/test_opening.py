@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from together import RESIDENT, run_together
 from twinflow.pipelines.absent import without_weights
 from twinflow.training.processes import Processes
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read in /proc")
 def test_processes_open_a_network_together(tmp_path: Path) -> None:
     """Weights are those of an ordinary opening bit for bit, and a run is the same run (checked in the processes)."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is allocated is what is resident
-    logs = [tmp_path / f"log_{rank}" for rank in range(2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "training.opening_checks", str(rank), "2", str(tmp_path)],
-            cwd=TESTS,
-            env=environment,
-            stdout=logs[rank].open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [process.wait(400) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
-
+    run_together("training.opening_checks", world=2, folder=tmp_path, seconds=400, environment=RESIDENT)
     found = [json.loads((tmp_path / f"memory_{rank}.json").read_text()) for rank in range(2)]
     size = found[0]["size"]
     assert all(of_one["alone"] > size for of_one in found), "what would be seen of a whole network"

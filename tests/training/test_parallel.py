@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from together import run_together
 from twinflow.config import make_recipe, recipe_dict
 from twinflow.errors import TwinflowError
 from twinflow.training.checkpoint import Snapshot
@@ -23,8 +20,6 @@ from twinflow.training.sharded_checkpoint import read_whole
 
 from .parallel_checks import FEW_BITS, ON_SLICES, STEPS, one_process, several
 from .tiny import tiny_recipe
-
-TESTS = Path(__file__).parents[1]
 
 # Unit roundoff of fp32 is 6e-8. Sums of up to 2**9 terms in another order give gradients, losses and norms that differ
 # by some roundoffs, at most sqrt(2**9) of them as a rule: 1.4e-6 of their size. The gradient is clipped to a norm of
@@ -48,23 +43,7 @@ SAVED = [
 
 def together(world: int, folder: Path, checks: list[str]) -> None:
     """Run ``checks`` in ``world`` processes."""
-    command = [sys.executable, "-m", "training.parallel_checks"]
-    logs = [folder / f"log_{world}_{checks[0]}_{rank}" for rank in range(world)]
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(folder), *checks],
-            cwd=TESTS,
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    run_together("training.parallel_checks", world=world, folder=folder, arguments=checks, seconds=300)
 
 
 @pytest.fixture(scope="module")
@@ -220,108 +199,6 @@ def test_two_to_one_to_two(folder: Path) -> None:
     assert all(torch.equal(value, plain[key]) for key, value in restored.items())
     assert {key for key in plain if not key.startswith(("random_", "state"))} == restored.keys()
     assert read_whole(run / "checkpoints" / "step_00000009").state["order"] == {"rows": 6 * 4 + 2 * 2 + 4}
-
-
-# The command, under torchrun
-
-
-def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*command, "--max-restarts", str(restarts), *arguments],
-        cwd=TESTS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def pid_of(rank: int, *, parent: int) -> int:
-    """The process that ``torchrun`` has started for ``rank``."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            own = (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent)
-            if own and f"RANK={rank}" in (entry / "environ").read_text().split("\0"):
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError("there is no such process")
-
-
-RECIPE = """
-model: shapeworld-tiny
-data: {{kind: shapeworld, length: 4}}
-objective: {{name: twinflow}}
-train: {{steps: 5, batch: 2, threads: 1}}
-parallel: {{mode: shard}}
-checkpoint: {{every: 2}}
-log: {{every: 1, tensorboard: false}}
-output: {output}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
-def test_killed_and_restarted(tmp_path: Path) -> None:
-    """kill -9 of one process; torchrun starts all again, and they go on: as if nothing had been."""
-    for name in ("straight", "killed"):
-        (tmp_path / f"{name}.yaml").write_text(RECIPE.format(output=tmp_path / name))
-    with torchrun("-m", "twinflow", "train", str(tmp_path / "straight.yaml")) as run:
-        said = run.communicate(timeout=300)[0]
-    assert run.returncode == 0, said
-    with torchrun("-m", "twinflow", "train", str(tmp_path / "killed.yaml"), restarts=1) as run:
-        lines = []
-        assert run.stdout is not None
-        for line in run.stdout:
-            lines.append(line)
-            if line.startswith("step 3/5") and sum("step 3/5" in one for one in lines) == 1:
-                os.kill(pid_of(1, parent=run.pid), signal.SIGKILL)
-    said = "".join(lines)
-    assert run.returncode == 0, said
-    assert "resumed at step 2" in said
-    assert_same(*(tmp_path / name / "checkpoints" / "step_00000005" for name in ("straight", "killed")))
-    pipelines = [tmp_path / name / "pipeline" for name in ("straight", "killed")]
-    files = sorted(file.relative_to(pipelines[0]) for file in pipelines[0].rglob("*.safetensors"))
-    assert any("transformer" in str(file) for file in files)
-    for file in files:
-        assert (pipelines[0] / file).read_bytes() == (pipelines[1] / file).read_bytes(), file
-    steps = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
-    assert steps == [1, 2, 3, 4, 5]
-
-    exported = tmp_path / "exported"
-    program = [sys.executable, "-m", "twinflow", "export-checkpoint", str(tmp_path / "killed"), str(exported)]
-    subprocess.run(program, check=True, capture_output=True)
-    for file in files:
-        assert (pipelines[0] / file).read_bytes() == (exported / file).read_bytes(), file
-
-
-FAILING = """
-import sys, torch.distributed as dist
-from training.tiny import Colors, TinyPipeline, tiny_recipe
-from twinflow.objectives import TwinFlow
-from twinflow.training import Trainer
-from twinflow.training.joining import joined
-
-class Failing(TwinFlow):
-    def step(self, *arguments, **named):
-        if dist.get_rank() == 1 and self._at == 2:
-            raise RuntimeError("the sky has fallen")
-        return super().step(*arguments, **named)
-
-with joined(cuda=False):
-    recipe = tiny_recipe(sys.argv[1], parallel={"mode": "shard"})
-    Trainer(recipe, TinyPipeline(), Colors(), objective=Failing(guidance=0.3)).run()
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
-    program = tmp_path / "failing.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{FAILING}")
-    with torchrun(str(program), str(tmp_path / "run")) as run:
-        said = run.communicate(timeout=300)[0]
-    assert run.returncode != 0
-    assert "the sky has fallen" in said
 
 
 # What is refused

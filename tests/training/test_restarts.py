@@ -1,0 +1,115 @@
+"""The command under torchrun: a process that is killed, and one that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from together import TESTS
+from twinflow.training.metrics import read_metrics
+
+from .test_parallel import assert_same
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, "--max-restarts", str(restarts), *arguments],
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def pid_of(rank: int, *, parent: int) -> int:
+    """The process that ``torchrun`` has started for ``rank``."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            own = (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent)
+            if own and f"RANK={rank}" in (entry / "environ").read_text().split("\0"):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError("there is no such process")
+
+
+RECIPE = """
+model: shapeworld-tiny
+data: {{kind: shapeworld, length: 4}}
+objective: {{name: twinflow}}
+train: {{steps: 5, batch: 2, threads: 1}}
+parallel: {{mode: shard}}
+checkpoint: {{every: 2}}
+log: {{every: 1, tensorboard: false}}
+output: {output}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+def test_killed_and_restarted(tmp_path: Path) -> None:
+    """kill -9 of one process; torchrun starts all again, and they go on: as if nothing had been."""
+    for name in ("straight", "killed"):
+        (tmp_path / f"{name}.yaml").write_text(RECIPE.format(output=tmp_path / name))
+    with torchrun("-m", "twinflow", "train", str(tmp_path / "straight.yaml")) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    with torchrun("-m", "twinflow", "train", str(tmp_path / "killed.yaml"), restarts=1) as run:
+        lines = []
+        assert run.stdout is not None
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("step 3/5") and sum("step 3/5" in one for one in lines) == 1:
+                os.kill(pid_of(1, parent=run.pid), signal.SIGKILL)
+    said = "".join(lines)
+    assert run.returncode == 0, said
+    assert "resumed at step 2" in said
+    assert_same(*(tmp_path / name / "checkpoints" / "step_00000005" for name in ("straight", "killed")))
+    pipelines = [tmp_path / name / "pipeline" for name in ("straight", "killed")]
+    files = sorted(file.relative_to(pipelines[0]) for file in pipelines[0].rglob("*.safetensors"))
+    assert any("transformer" in str(file) for file in files)
+    for file in files:
+        assert (pipelines[0] / file).read_bytes() == (pipelines[1] / file).read_bytes(), file
+    steps = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5]
+
+    exported = tmp_path / "exported"
+    program = [sys.executable, "-m", "twinflow", "export-checkpoint", str(tmp_path / "killed"), str(exported)]
+    subprocess.run(program, check=True, capture_output=True)
+    for file in files:
+        assert (pipelines[0] / file).read_bytes() == (exported / file).read_bytes(), file
+
+
+FAILING = """
+import sys, torch.distributed as dist
+from training.tiny import Colors, TinyPipeline, tiny_recipe
+from twinflow.objectives import TwinFlow
+from twinflow.training import Trainer
+from twinflow.training.joining import joined
+
+class Failing(TwinFlow):
+    def step(self, *arguments, **named):
+        if dist.get_rank() == 1 and self._at == 2:
+            raise RuntimeError("the sky has fallen")
+        return super().step(*arguments, **named)
+
+with joined(cuda=False):
+    recipe = tiny_recipe(sys.argv[1], parallel={"mode": "shard"})
+    Trainer(recipe, TinyPipeline(), Colors(), objective=Failing(guidance=0.3)).run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
+    program = tmp_path / "failing.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{FAILING}")
+    with torchrun(str(program), str(tmp_path / "run")) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode != 0
+    assert "the sky has fallen" in said
