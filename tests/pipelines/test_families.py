@@ -7,51 +7,21 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    UNet2DModel,
 )
 from PIL import Image
 
-from families import FAMILIES, NAMES
+from families import FAMILIES
 from twinflow.conditions import concat_rows, take_rows
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, Condition
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.geometry import Size
 from twinflow.pipelines.wiring import guidance_off
-from twinflow.sampling import seeded_noise
 
+from .driven import PROMPTS, SIZE, SOURCES, noise, opened
 from .tiny import train_branch
-
-PROMPTS = ["a red circle", "two dogs and a rather long tail of words", "a"]
-SOURCES = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
-SIZE = 32 * 32  # pixels of the pictures that the edit pipeline works on; the stock ones have a million
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_sources():
-    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as edit
-
-    kept = edit.VAE_IMAGE_SIZE, edit.CONDITION_IMAGE_SIZE
-    edit.VAE_IMAGE_SIZE = edit.CONDITION_IMAGE_SIZE = SIZE
-    yield
-    edit.VAE_IMAGE_SIZE, edit.CONDITION_IMAGE_SIZE = kept
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-def opened(family, **options):
-    return AnyStepPipeline(family.stock(), call=family.call, **options)
-
-
-def noise(any_step, rows=3):
-    return seeded_noise(any_step.latent_shape, range(rows))
 
 
 def stock_euler(family, *, latents, steps):
@@ -126,34 +96,6 @@ def test_a_new_network_that_still_returns_zero_is_driven_alike(family):
     with torch.no_grad():
         assert not any_step.field(x, t, t, cond).any()
     assert any_step.adapter.wiring.sign == expected.adapter.wiring.sign
-
-
-def test_the_branch_is_the_identity_at_birth_and_at_r_equal_t(family):
-    stock, attached = opened(family, target_time=False), opened(family)
-    x, cond = noise(stock), stock.encode_prompts(PROMPTS)
-    t, r = torch.tensor([1.0, 0.37, 0.807]), torch.tensor([0.0, 0.2, 0.1])
-    with torch.no_grad():
-        expected = stock.field(x, t, t, cond)
-        assert torch.equal(attached.field(x, t, r, cond), expected)
-        train_branch(attached)
-        assert torch.equal(attached.field(x, t, t, cond), expected)
-        moved = (attached.field(x, t, r, cond) - expected).flatten(1).abs().amax(1)
-        assert (moved > 1e-4).all()  # every row, and with it every family, sees its r
-        backwards = attached.field(x, -t, -t, cond)
-    assert backwards.isfinite().all()
-    assert ((backwards - expected).flatten(1).abs().amax(1) > 1e-4).all()
-
-
-def test_a_sign_embedding_starts_as_the_real_field_and_leaves_it(family):
-    any_step = opened(family, fake_time="sign")
-    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
-    t = torch.tensor([1.0, 0.37, 0.807])
-    with torch.no_grad():
-        real = any_step.field(x, t, t, cond)
-        assert torch.equal(any_step.field(x, -t, -t, cond), real)
-        train_branch(any_step)
-        assert torch.equal(any_step.field(x, t, t, cond), real)
-        assert not torch.allclose(any_step.field(x, -t, -t, cond), real)
 
 
 def test_rows_of_conditions_are_as_good_as_separate_calls(family):
@@ -238,31 +180,6 @@ def test_an_any_step_checkpoint_is_lossless_and_loads_as_stock(family, tmp_path)
     assert type(stock) is type(any_step.pipe)
 
 
-def test_time_reaches_the_sinusoid_in_fp32_whatever_the_weights(family):
-    any_step = opened(family)
-    network = any_step.pipe.transformer.to(torch.bfloat16)
-    path = any_step.adapter.wiring.time_path
-    seen = []
-    module = network.get_submodule(path.sinusoid or path.mlp)
-    # What the stock class gets, after the swapped one put the exact time in.
-    stock_forward = module._stock_class.forward
-
-    def spy(self, number, *args, **kwargs):
-        seen.append(number.detach().clone())
-        return stock_forward(self, number, *args, **kwargs)
-
-    module._stock_class.forward = spy
-    try:
-        t = torch.tensor([0.807, 0.797, 0.123])
-        with torch.no_grad():
-            any_step.field(noise(any_step), t, t, any_step.encode_prompts(PROMPTS))
-    finally:
-        module._stock_class.forward = stock_forward
-    expected = path.offset + path.slope * t
-    matching = [number for number in seen if number.numel() >= 3]
-    torch.testing.assert_close(matching[0].flatten()[:3].float(), expected, rtol=1e-6, atol=1e-6)
-
-
 def test_an_edit_pipeline_sees_the_source_picture_of_each_row():
     any_step = opened(FAMILIES["qwen_edit"])
     x, t = noise(any_step, 2), torch.tensor([0.5, 0.5])
@@ -291,80 +208,6 @@ def test_the_clean_tokens_of_a_source_picture_get_no_target_time():
     assert torch.equal(at_t[2:], at_0[2:])
 
 
-# What can't be driven is refused, and the message says what was looked for.
-
-
-def test_sizes_that_do_not_fit_the_model_are_refused():
-    any_step = opened(FAMILIES["zimage"])
-    with pytest.raises(TwinflowError, match=r"refuses the call .*'height': 33"):
-        any_step.encode_images(torch.zeros(1, 3, 33, 32))
-    with pytest.raises(ValueError, match="a size that its autoencoder and its patches divide"):
-        opened(FAMILIES["flux"]).encode_images(torch.zeros(1, 3, 34, 32))
-    with pytest.raises(TwinflowError, match="refuses the call"):
-        AnyStepPipeline(FAMILIES["zimage"].stock(), call={"height": 33, "width": 32})
-
-
-def test_a_text_to_image_pipeline_takes_no_source_picture():
-    any_step = opened(FAMILIES["flux"])
-    with pytest.raises(TwinflowError, match="does not edit"):
-        any_step.encode_prompts(PROMPTS[:1], images=[Image.new("RGB", (32, 32))])
-
-
-def test_an_edit_pipeline_needs_a_source_picture():
-    family = FAMILIES["qwen_edit"]
-    call = {name: value for name, value in family.call.items() if name != "image"}
-    with pytest.raises(TwinflowError, match="source picture"):
-        AnyStepPipeline(family.stock(), call=call)
-
-
-def test_what_is_not_flow_matching_is_refused():
-    pipe = FAMILIES["sd3"].stock()
-    pipe.scheduler = DDIMScheduler()
-    with pytest.raises(TwinflowError, match=r"prediction_type = 'epsilon'.*flow_prediction"):
-        AnyStepPipeline(pipe)
-    with pytest.raises(TwinflowError, match=r"Linear has no transformer \(its networks: none\)"):
-        AnyStepPipeline(torch.nn.Linear(1, 1))
-
-
-def test_a_folder_of_a_unet_or_without_scheduler_is_refused(tmp_path):
-    unet = UNet2DModel(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-                       layers_per_block=1, norm_num_groups=1, sample_size=8)  # fmt: skip
-    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "unet")
-    with pytest.raises(TwinflowError, match=r"DDIMPipeline has no transformer \(its networks: unet\)"):
-        AnyStepPipeline.from_pretrained(tmp_path / "unet")
-    FAMILIES["sana"].stock().save_pretrained(tmp_path / "bare")
-    (tmp_path / "bare" / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(TwinflowError, match=r"bare is not a folder that diffusers can load.*scheduler"):
-        AnyStepPipeline.from_pretrained(tmp_path / "bare")
-    pipe = FAMILIES["flux"].stock()
-    pipe.scheduler = None
-    with pytest.raises(TwinflowError, match="FluxPipeline has no scheduler"):
-        AnyStepPipeline(pipe)
-
-
-def test_a_model_with_a_target_time_of_its_own_is_refused():
-    pipe = FAMILIES["hunyuan_video"].stock()
-    pipe.transformer.register_to_config(use_meanflow=True)
-    with pytest.raises(TwinflowError, match="use_meanflow"):
-        AnyStepPipeline(pipe, call=FAMILIES["hunyuan_video"].call)
-
-
-def test_conditions_of_different_sizes_or_models_are_not_joined():
-    flux = FAMILIES["flux"]
-    small = opened(flux).encode_prompts(["a"])
-    large = AnyStepPipeline(flux.stock(), call=flux.call | {"height": 64}).encode_prompts(["a"])
-    with pytest.raises(ValueError, match=r"differ in img_ids"):
-        Condition.concat([small, large])
-    with pytest.raises(ValueError, match="different transformers"):
-        Condition.concat([small, opened(FAMILIES["zimage"]).encode_prompts(["a"])])
-
-
-def test_guidance_of_a_guidance_distilled_model_is_refused():
-    any_step = opened(FAMILIES["flux"])
-    with pytest.raises(ValueError, match="take its guidance as an input"):
-        any_step(PROMPTS[:1], nfe=4, guidance=3.0, style="multi")
-
-
 def test_an_edit_is_drawn_from_its_source_and_not_without():
     any_step = opened(FAMILIES["qwen_edit"])
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
@@ -384,40 +227,6 @@ def test_clips_are_lists_of_frames():
     assert any_step(PROMPTS[:2], nfe=2, output_type="pt").images.shape == (2, 5, 3, 32, 32)
 
 
-def test_a_deep_copy_has_a_branch_of_its_own(family):
-    any_step = train_branch(opened(family))
-    twin = copy.deepcopy(any_step.network)
-    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
-    t, r = torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3)
-    with torch.no_grad():
-        before = twin(x, t, r, cond)
-        torch.testing.assert_close(before, any_step.field(x, t, r, cond), rtol=1e-5, atol=1e-6)
-        for value in tt.target_time_state_dict(any_step.pipe.transformer).values():
-            value.add_(1.0)
-        assert torch.equal(twin(x, t, r, cond), before)
-        assert not torch.allclose(any_step.field(x, t, r, cond), before)
-
-
-def test_recomputing_activations_changes_no_gradient(family):
-    any_step = train_branch(opened(family))
-    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
-    t, r = torch.tensor([1.0, 0.5, -0.25]), torch.tensor([0.0, 0.5, -0.25])
-
-    def gradients() -> dict[str, torch.Tensor]:
-        any_step.network.zero_grad()
-        any_step.field(x, t, r, cond).square().mean().backward()
-        named = any_step.network.named_parameters()
-        return {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-    plain = gradients()
-    assert any("target_embedder" in name for name in plain)
-    any_step.pipe.transformer.enable_gradient_checkpointing()
-    any_step.pipe.transformer.train()  # diffusers recomputes in training mode only; there is no dropout
-    largest = max(float(gradient.abs().max()) for gradient in plain.values())
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6 * largest)
-
-
 def test_a_prompt_without_a_token_gives_a_velocity_or_is_refused(family):
     """The tiny tokenizers make none of an empty prompt, where published ones end it with a token of their own."""
     any_step = opened(family)
@@ -433,18 +242,3 @@ def test_a_prompt_without_a_token_gives_a_velocity_or_is_refused(family):
     call = family.call | {"prompt_template": {"template": "{} end", "crop_start": 0}}
     ended = AnyStepPipeline(family.stock(), call=call)
     assert ended.field(noise(ended, 1), t, r, ended.encode_prompts([""])).isfinite().all()
-
-
-# The transformer of Lumina 2 decides by the values of its mask whether to use it, which no graph can hold.
-@pytest.mark.parametrize("name", ["flux", "qwen", "zimage", "wan"])
-def test_compiles_to_one_graph_for_all_times(name):
-    any_step = train_branch(opened(FAMILIES[name]))
-    x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
-    t, r = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 0.1])
-    torch._dynamo.reset()
-    compiled = torch.compile(any_step.network, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(x, t, r, cond), any_step.field(x, t, r, cond))
-        with torch.compiler.set_stance("fail_on_recompile"):
-            assert torch.equal(compiled(x, -t, -t, cond), any_step.field(x, -t, -t, cond))
-    torch._dynamo.reset()

@@ -27,7 +27,6 @@ from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.features import tapped, trunk
 from twinflow.sampling import seeded_noise
 
-from .test_families import small_sources  # noqa: F401  # the edit pipeline works on a million pixels otherwise
 from .tiny import PROMPTS
 
 PROMPT = ["a red circle", "two dogs and a rather long tail of words"]

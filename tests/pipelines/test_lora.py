@@ -20,7 +20,7 @@ from twinflow.pipelines.lora import FACTORS, lora_layers, lora_state_dict, name_
 from twinflow.recipes.sections import Ema
 from twinflow.training.averages import Averages
 
-from .test_families import PROMPTS, noise, opened, small_sources  # noqa: F401
+from .driven import PROMPTS, noise, opened
 from .tiny import copy_of, lively_pipeline, train_branch
 
 T, R = torch.tensor([1.0, 0.37, -0.807]), torch.tensor([0.0, 0.2, -0.807])

@@ -10,7 +10,7 @@ from twinflow.pipelines.checkpoint import fingerprint
 from twinflow.pipelines.lora import lora_layers
 from twinflow.pipelines.quantise import LIBRARIES, quantise
 
-from .test_families import PROMPTS, noise, opened
+from .driven import PROMPTS, noise, opened
 
 # Largest error of a weight in units of the largest of its row, or of its block: half a step of 127, or half the widest
 # gap between the 16 values of NF4 (0.304, from -1 to -0.696). Scales are rounded too, to some 1/1000.
