@@ -194,6 +194,14 @@ def test_the_grid_of_grey_pictures() -> None:
     assert grid[0, 0].tolist() == [0.5, 0.5, 0.5, 1, 0.5, 0.5, 0.5]
 
 
+def test_a_clip_is_a_line_of_frames() -> None:
+    clips = torch.linspace(-1, 1, 6).reshape(2, 1, 3, 1, 1).expand(2, 3, 3, 2, 2)
+    grid = picture_grid(clips, gap=1)
+    assert grid.shape == (3, 5, 8)
+    shades = grid[0, ::3, ::3]
+    torch.testing.assert_close(shades, torch.linspace(0, 1, 6).reshape(2, 3))
+
+
 def test_what_a_run_writes(tmp_path: Path) -> None:
     result, trainer = train(tmp_path, log={"tensorboard": True})
     lines = read_metrics(tmp_path / "metrics.jsonl")

@@ -131,15 +131,12 @@ class Parallel(Section):
     shard_size: AtLeastOne | None = None  # hybrid: null is the number of processes of one machine
     cpu_offload: bool = False  # keep the parts on the host, and update them there
     reshard_after_forward: bool = True  # false: keep blocks from forward to backward, for less traffic
-    context: AtLeastOne = 1  # processes that share the tokens of a row; see docs/scaling.md: 1 alone is built
+    # Processes that share the tokens of a row (diffusers' context parallelism), where the family has a plan for it:
+    # for clips, whose activations are too many for one GPU. It divides the number of processes.
+    context: AtLeastOne = 1
 
     @model_validator(mode="after")
     def _of_its_mode(self) -> Parallel:
-        if self.context > 1:
-            raise ValueError(
-                f"parallel.context = {self.context}: tokens of a row can't be divided among processes yet "
-                "(docs/scaling.md says why): set it to 1, and parallel.mode to 'shard' for less memory"
-            )
         if self.shard_size is not None and self.mode != "hybrid":
             raise ValueError(
                 f"parallel.shard_size = {self.shard_size} is for parallel.mode = 'hybrid', got {self.mode!r}"

@@ -48,6 +48,11 @@ class Averages:
         found = {"average": self.drawn, "teacher": None if self.taught is self.drawn else self.taught}
         return {name: average for name, average in found.items() if average is not None}
 
+    def copies(self) -> list[nn.Module]:
+        """The networks that are not the trained one; those that share its modules have none of their own."""
+        found = [None if own is None else own.network for own in (self.drawn, self.taught)]
+        return list({id(one): one for one in (*found, self.frozen) if one is not None}.values())
+
     def update(self) -> None:
         """After an optimiser step."""
         for average in self.by_file().values():

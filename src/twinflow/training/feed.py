@@ -66,8 +66,8 @@ class Feed:
             self.dataset,
             batch=train.batch,
             seed=train.seed,
-            rank=processes.rank,
-            world_size=processes.world_size,
+            rank=processes.data_rank,
+            world_size=processes.data_count,
         )
 
     def micro_batches(self, order: Order, generator: Generator) -> Iterator[EncodedBatch]:

@@ -55,7 +55,7 @@ class Logbook:
         values = self._window.close()
         step, moment = self._logged
         self._logged = (self.state.step, time.monotonic())
-        rows = (self.state.step - step) * train.batch * train.accumulate * self.processes.world_size
+        rows = (self.state.step - step) * train.batch * train.accumulate * self.processes.data_count
         values["lr"] = learning_rate(self.recipe.optimizer, self.state.step - 1, train.steps)
         values["rows_per_second"] = rows / max(self._logged[1] - moment, 1e-9)
         values["seconds"] = self.state.seconds

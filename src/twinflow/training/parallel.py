@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,6 +141,48 @@ def precision_policy(recipe: Recipe) -> MixedPrecisionPolicy:
     )
 
 
+def place_of(recipe: Recipe, objective: Objective) -> Processes:
+    """This process's place among those of the run, some of which may share rows (``parallel.context``).
+
+    :class:`TwinflowError` if these processes can't. A single one has its rows for itself, whatever is asked for.
+    """
+    processes, count = Processes.current(), recipe.parallel.context
+    if count == 1 or processes.world_size == 1:
+        return processes
+    check_context(
+        count,
+        world=processes.world_size,
+        reason=not_divided(recipe.model, objective, compiled=recipe.train.compile),
+    )
+    return replace(processes, context=count)
+
+
+def check_context(count: int, *, world: int, reason: str) -> None:
+    """:class:`TwinflowError` unless ``count`` of ``world`` processes can share a row; ``reason``: see
+    :func:`not_divided`."""
+    if reason:
+        raise TwinflowError(f"parallel.context = {count}: {reason}, or set parallel.context to 1")
+    if world % count:
+        raise TwinflowError(
+            f"parallel.context = {count} does not divide the {world} processes of this run: use one of "
+            f"{', '.join(str(n) for n in range(1, world + 1) if world % n == 0)}"
+        )
+
+
+def not_divided(model: Model, objective: Objective, *, compiled: bool) -> str:
+    """Why processes can't share rows of what these settings train, with a remedy; empty if they can."""
+    name = type(objective).__name__
+    if model.part != "transformer":
+        return f"model.part = {model.part!r} has no tokens to divide: use model.part = 'transformer'"
+    if objective.networks():
+        return f"{name} trains or keeps other networks ({', '.join(objective.networks())}): use another objective"
+    if not _calls_by_roles(objective):
+        return f"{name} differentiates calls in ways that divided ones can't: use another objective"
+    if compiled:
+        return "it was never run with train.compile = true: set that to false"
+    return ""
+
+
 def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device: torch.device) -> Layout:
     """The layout that ``recipe.parallel`` asks for; :class:`TwinflowError` if these processes can't form it.
 
@@ -209,6 +252,11 @@ def not_sharded(model: Model, optimizer: Optimizer, objective: Objective) -> str
         )
     if objective.networks():
         return f"{name} trains or keeps other networks ({', '.join(objective.networks())}), which are not sharded"
-    if not (hasattr(objective, "lockstep") or isinstance(objective, FlowMatching)):
+    if not _calls_by_roles(objective):
         return f"{name} does not call the network equally often in all processes: use another objective"
     return ""
+
+
+def _calls_by_roles(objective: Objective) -> bool:
+    """Whether ``objective`` calls one network, once with gradient, and can do so equally often in all processes."""
+    return hasattr(objective, "lockstep") or isinstance(objective, FlowMatching)

@@ -64,9 +64,14 @@ def save_grid(grid: Tensor, path: Path) -> None:
 
 
 def picture_grid(pixels: Tensor, *, gap: int = 2) -> Tensor:
-    """Pictures (B, 1 or 3, H, W) in [-1, 1] side by side, as square as can be: (3, H', W') in [0, 1]."""
+    """Pictures (B, 1 or 3, H, W) in [-1, 1] side by side, as square as can be: (3, H', W') in [0, 1].
+
+    Of clips (B, 1 or 3, F, H, W) each is a line of its frames.
+    """
+    columns = math.ceil(math.sqrt(len(pixels)))
+    if pixels.dim() == 5:
+        columns, pixels = pixels.shape[2], pixels.transpose(1, 2).flatten(0, 1)
     count, _, height, width = pixels.shape
-    columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     grid = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
     for i, picture in enumerate((pixels.clamp(-1, 1) + 1) / 2):

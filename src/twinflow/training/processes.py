@@ -13,18 +13,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among ``world_size`` data-parallel ones."""
+    """This process's place among ``world_size``.
+
+    ``context``: so many successive ones divide the tokens of the same rows; the groups of them are data-parallel.
+    """
 
     rank: int = 0
     world_size: int = 1
+    context: int = 1
     _sharing: list[bool] = field(default_factory=list, compare=False)  # not empty inside of shared work
 
     @classmethod
-    def current(cls) -> Processes:
+    def current(cls, *, context: int = 1) -> Processes:
         """That of ``torch.distributed`` where it is initialised, else a single one."""
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
+            return cls(dist.get_rank(), dist.get_world_size(), context)
         return cls()
+
+    @property
+    def data_rank(self) -> int:
+        """Which rows, roles and random numbers are this one's."""
+        return self.rank // self.context
+
+    @property
+    def data_count(self) -> int:
+        """How many different ones there are."""
+        return self.world_size // self.context
 
     @property
     def is_main(self) -> bool:

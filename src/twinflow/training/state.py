@@ -48,7 +48,8 @@ class RunState:
         own = random_state(self.generator)
         if isinstance(self.order, StreamOrder):
             own["order"] = self.order.own_state()
-        for rank, random in enumerate(self.processes.gather(own, self.device)):
+        of_all = self.processes.gather(own, self.device)
+        for rank, random in enumerate(of_all[:: self.processes.context]):  # the same in all that share rows
             tensors[f"random_{rank}"] = random
         state: dict[str, Any] = {
             "step": self.step,
@@ -85,7 +86,7 @@ class RunState:
             self.optimizers.load_state_dict(tensors["optimizer"], state["optimizer"])
             self.objective.load_state_dict(state["objective"])
             self.order.load_state_dict(state["order"])
-            random = tensors.get(f"random_{self.processes.rank}")
+            random = tensors.get(f"random_{self.processes.data_rank}")
             if random is not None:  # else this run has more processes than that which was saved
                 restore_random_state(self.generator, random)
                 if isinstance(self.order, StreamOrder):

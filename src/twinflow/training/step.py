@@ -60,6 +60,8 @@ class OptimizerStep:
     clip: float | None
     dropout: Callable[[], AbstractContextManager[None]] = nullcontext  # around all calls for one micro-batch
     offload: bool = False  # what autograd keeps, to the host
+    # Processes that share a row: each has a part of its gradient, so that the mean over all would be too small.
+    sharing: int = 1
 
     def __call__(
         self,
@@ -114,7 +116,7 @@ class OptimizerStep:
                         **others,
                     )
                 self.guard.loss(step, result)
-                (result.loss / count).backward()
+                (result.loss * self.sharing / count).backward()
             results.append(result)
         return results
 

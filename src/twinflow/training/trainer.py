@@ -14,6 +14,7 @@ from rich.console import Console
 from twinflow.config import Recipe
 from twinflow.errors import TwinflowError
 from twinflow.objectives import STUDENT, Field, Objective, Phase
+from twinflow.pipelines.context import check_divisible, context_mesh, divide_tokens
 from twinflow.training.accountant import Accountant, Budget, Holdings
 from twinflow.training.averages import Averages
 from twinflow.training.ema import trained_parameters
@@ -24,9 +25,8 @@ from twinflow.training.interrupt import Interruption, this_command
 from twinflow.training.logbook import Logbook, previewer_of
 from twinflow.training.networks import Companions, Trained
 from twinflow.training.optim import learning_rate
-from twinflow.training.parallel import layout_of
+from twinflow.training.parallel import layout_of, place_of
 from twinflow.training.preview import Previewer
-from twinflow.training.processes import Processes
 from twinflow.training.progress import ProgressDisplay
 from twinflow.training.protocols import Dataset, Trainable
 from twinflow.training.randomness import seed_all
@@ -78,7 +78,7 @@ class Trainer:
         self.recipe, self.pipe, self.dataset = recipe, pipe, dataset
         self.objective: Objective = objective if objective is not None else recipe.build_objective()
         self.folder = RunFolder(recipe)
-        self.processes = Processes.current()
+        self.processes = place_of(recipe, self.objective)
         self._checkpoint = self.folder.resume_from(resume)  # refuses before any work is done
         self.accountant = accountant if accountant is not None or budget is None else Accountant()
         self.budget = budget
@@ -113,7 +113,11 @@ class Trainer:
         self.device = first.device if not first.is_meta else cast(Any, self.pipe).device
         network.eval()  # dropout off: student and teacher are compared row by row
         self.layout = layout_of(recipe, self.objective, self.processes, self.device)
-        self.objective.set_shard(self.processes.rank, self.processes.world_size)
+        self.objective.set_shard(self.processes.data_rank, self.processes.data_count)
+        sharing = self.processes.context
+        if sharing > 1:
+            transformer = getattr(network, "transformer", network)
+            check_divisible(type(transformer), getattr(transformer, "config", {}), count=sharing)
         self.feed = Feed.of(
             recipe,
             self.pipe,
@@ -123,7 +127,7 @@ class Trainer:
             device=self.device,
         )
         self.previewer: Previewer | None = None
-        if self.processes.is_main or self.layout.sharded:
+        if self.processes.is_main or self.layout.sharded or sharing > 1:
             self.previewer = previewer_of(
                 recipe, self.pipe, self.dataset, self.feed.examples, device=self.device
             )
@@ -146,6 +150,10 @@ class Trainer:
             features=lambda network: self.fields.features(network, self.feed.examples),
             seed=recipe.train.seed,
         )
+        if sharing > 1:
+            mesh = context_mesh(count=sharing, device=self.device)
+            for own in (network, *self.averages.copies()):  # made before: a copy would call the original
+                divide_tokens(own, mesh)
         if recipe.train.compile:
             network.compile()
         if recipe.data.cache and self.device.type == "cuda":
@@ -165,7 +173,7 @@ class Trainer:
             accountant=self.accountant,
             objective=self.objective,
             order=self.feed.order(self.processes),
-            generator=seed_all(recipe.train.seed, self.processes.rank),
+            generator=seed_all(recipe.train.seed, self.processes.data_rank),
             processes=self.processes,
             device=self.device,
         )
@@ -182,6 +190,7 @@ class Trainer:
             clip=recipe.optimizer.clip,
             dropout=getattr(network, "dropout", nullcontext),
             offload=recipe.train.offload,
+            sharing=sharing,
         )
         self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
         if self._checkpoint is not None:
@@ -263,7 +272,7 @@ class Trainer:
         if self.accountant is None:
             return nullcontext()
         train = self.recipe.train
-        images = train.batch * train.accumulate * self.processes.world_size
+        images = train.batch * train.accumulate * self.processes.data_count
         return self.accountant.step(phase.name, images=images)
 
     def _spent(self) -> bool:
