@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed import fake_pg as _fake_pg  # noqa: F401 - registers its backend
 
 from twinflow.config import load_recipe
 from twinflow.errors import TwinflowError
-from twinflow.launch import launch
+from twinflow.launch import build_trainer, launch
 from twinflow.pipelines import AnyStepPipeline
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -95,6 +97,32 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
         RECIPES / "shapeworld_base.yaml",
         [*SHORT, "model.path=shapeworld-tiny", "train.device=cuda", f"output={tmp_path / 'run'}"],
     )
-    with pytest.raises(TwinflowError, match="CUDA"):
+    with pytest.raises(TwinflowError, match=r"train.device = 'cuda', .* no CUDA device: use 'cpu' or 'auto'"):
         launch(recipe)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["parallel={mode: hybrid, shard_size: 3}"],
+            "parallel.shard_size = 3 does not divide the 4 processes",
+        ),
+        (["parallel.context=3"], "parallel.context = 3 does not divide the 4 processes"),
+        (["parallel.mode=shard", "optimizer.name=muon"], "orthogonalises whole matrices"),
+    ],
+)
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_a_mesh_that_can_not_be(changes: list[str], message: str, train: str, tmp_path: Path) -> None:
+    """Refused before model and data are opened, which are not there here."""
+    recipe = load_recipe(
+        RECIPES / "shapeworld_twinflow.yaml",
+        [*SHORT, *changes, f"model={{path: nowhere, train: {train}}}", f"output={tmp_path / 'run'}"],
+    )
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=4)
+    try:
+        with pytest.raises(TwinflowError, match=message):
+            build_trainer(recipe)
+    finally:
+        dist.destroy_process_group()

@@ -26,7 +26,7 @@ from twinflow.data.identity import FileHashes, data_identity, model_identity, pi
 from twinflow.data.opening import open_data
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
-from twinflow.data.stream import StreamDataset
+from twinflow.data.stream import StreamDataset, StreamOrder
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.pipelines.absent import Together
@@ -39,10 +39,10 @@ from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.joining import joined
-from twinflow.training.parallel import shards_of
+from twinflow.training.parallel import check_layout, shards_of
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.processes import Processes
-from twinflow.training.run_folder import RunFolder
+from twinflow.training.run_folder import RunFolder, check_processes
 from twinflow.training.sharded_checkpoint import read_whole
 from twinflow.training.weights import overwrite
 
@@ -255,9 +255,18 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
 
 def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Trainer:
     """The trainer of ``recipe``, its data and its model; ``options`` are further arguments of :class:`Trainer`."""
-    RunFolder(recipe).resume_from(resume)  # refuses the folder of another run before anything is loaded
+    checkpoint = RunFolder(recipe).resume_from(
+        resume
+    )  # refuses another run's folder before anything is loaded
+    place, shards = check_layout(recipe, recipe.build_objective(), torch.device(device_of(recipe)))
+    if checkpoint is not None:
+        check_processes(checkpoint, recipe, place, shards=shards)
     torch.manual_seed(recipe.train.seed)
     dataset = build_dataset(recipe)
+    if isinstance(dataset, StreamDataset):
+        StreamOrder(
+            dataset, batch=1, seed=recipe.train.seed, rank=place.data_rank, world_size=place.data_count
+        ).check()
     build = build_for_cache if isinstance(dataset, CachedRows) else build_model
     model = build(recipe, dataset)
     prediction = predict(recipe, model)

@@ -230,6 +230,19 @@ def test_a_stream_resumes_in_mid_epoch(tmp_path: Path, write: Any, batches: int)
         StreamOrder(stream(tmp_path), batch=3, seed=0).load_state_dict(straight.state_dict())
 
 
+def test_more_processes_than_rows(tmp_path: Path) -> None:
+    """Found with the first row, and where there is one nothing changes."""
+    write_parquet(tmp_path)  # fifteen rows in three shards
+    places = [StreamOrder(stream(tmp_path), batch=1, seed=0, rank=i, world_size=16) for i in range(16)]
+    for place in places[:15]:
+        place.check()
+    with pytest.raises(TwinflowError, match=r"no row for process 15 of 16.*--nproc-per-node.*data.streaming"):
+        places[15].check()
+    with pytest.raises(TwinflowError, match="no row for process 15 of 16"):
+        places[15].next_rows()
+    assert sorted(drawn(place, 1)[0][0] for place in places[:15]) == list(range(15))
+
+
 def test_a_stream_leaves_out_bad_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_parquet(tmp_path)
     spoil(tmp_path, 2, text="")

@@ -18,6 +18,7 @@ from twinflow.objectives.dmd2 import DMD2
 from twinflow.planner import Backbone, Planner, Setup, find_remedies, gpu_named, plan_recipe, recipe_for
 from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
+from twinflow.planner.prediction import check_fits
 from twinflow.planner.schedule import Schedule, count_steps
 from twinflow.recipes.sections import Ema, Lora, Optimizer, Parallel
 
@@ -179,6 +180,48 @@ def test_the_parallel_section_is_planned(sana: Planner) -> None:
     assert away["host"] == pytest.approx(moved, rel=0.02)
     with pytest.raises(TwinflowError, match="shard_size = 3 does not divide the 16"):
         sizes(16, mode="hybrid", shard_size=3)
+
+
+def test_a_run_that_can_not_fit_is_not_started(sana: Planner) -> None:
+    """The error has the remedies; what is forced is started."""
+    start = setup("sana-0.6b", batch=8)
+    plan = sana.plan(start, gpu_named("h100-80"))
+    check_fits(sana, plan, force=False)
+    small = replace(plan, gpu=replace(plan.gpu, memory=plan.peak // 2))
+    with pytest.raises(TwinflowError, match=r"(?s)does not fit.*train\.\S+=\S+.*: .* GiB\ntrain.force=true"):
+        check_fits(sana, small, force=False)
+    check_fits(sana, small, force=True)
+
+
+def test_processes_that_share_rows_are_planned() -> None:
+    """Activations and work are divided, what is kept is not; refused as the trainer refuses."""
+    gpu, planner = gpu_named("h100-80"), Planner(Backbone.published("wan2.1-1.3b"), FlowMatching())
+    start = setup("wan2.1-1.3b", checkpointing=True, frames=17)
+    alone, four = (
+        planner.plan(replace(start, parallel=Parallel(mode="replicate", context=n)), gpu, 4) for n in (1, 4)
+    )
+    sizes = [{c.name: c.bytes for c in plan.components} for plan in (alone, four)]
+    for name in ("weights", "optimiser states"):
+        assert sizes[1][name] == sizes[0][name]
+    assert sizes[1]["activations"] == pytest.approx(sizes[0]["activations"] / 4, rel=0.02)
+    assert (alone.rows, four.rows) == (4, 1)
+    work = [plan.gpu.seconds(plan.profile.step_flops / plan.context, half=True) for plan in (alone, four)]
+    assert alone.step_seconds - four.step_seconds == pytest.approx(work[0] - work[1])
+    assert (four.to_json()["context"], alone.to_json()["context"]) == (4, 1)
+    for count, gpus, message in ((8, 8, "the 12 attention heads"), (3, 4, "does not divide the 4 processes")):
+        with pytest.raises(TwinflowError, match=message):
+            planner.plan(replace(start, parallel=Parallel(context=count)), gpu, gpus)
+
+
+def test_dividing_tokens_is_a_remedy() -> None:
+    """Of one clip on several GPUs, when all that leaves it on one is in use."""
+    planner = Planner(Backbone.published("wan2.1-1.3b"), FlowMatching())
+    start = setup("wan2.1-1.3b", checkpointing=True, offload=True, lora=Lora(), frames=81)
+    plan = planner.plan(start, gpu_named("rtx4090-24"), 4)
+    small = replace(plan, gpu=replace(plan.gpu, memory=plan.peak - 1))
+    tried = find_remedies(planner, small)
+    assert tried[-1].plan.fits
+    assert [entry.remedy.overrides for entry in tried] == ["parallel.context=2"]
 
 
 def test_the_command_plans_the_recipes_layout() -> None:

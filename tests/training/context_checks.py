@@ -22,9 +22,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "frozen": ("wan", "frozen", {"preview": {"every": 2, "prompts": ["red"], "nfe": [1]}}),
     "lora": ("wan", "lora", {"model": {"path": "tiny", "train": "lora", "lora": {"dropout": 0.2}}}),
     "checkpointing": ("wan", "no_clip", {"train": {"gradient_checkpointing": True}}),
-    "qwen_image": ("qwen_image", "full", {}),
     "flux": ("flux", "full", {}),
-    "ltx": ("ltx", "full", {}),
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     "replicate": {"mode": "replicate"},

@@ -20,7 +20,7 @@ from .test_parallel import assert_equal
 from .tiny import tiny_recipe
 
 TWO = ["wan:replicate", "wan:shard", "frozen:replicate", "lora:replicate", "checkpointing:shard"]
-TWO += ["ltx:replicate", "flux:replicate", "qwen_image:replicate"]
+TWO += ["flux:replicate"]
 FOUR = ["wan:replicate", "wan:hybrid"]
 
 
@@ -97,10 +97,9 @@ def test_numbers_that_do_not_divide() -> None:
     ):
         check_divisible(wan, {"num_attention_heads": 12}, count=8)
     check_divisible(wan, {"num_attention_heads": 40}, count=8)
-    with pytest.raises(
-        TwinflowError, match="no plan to divide the tokens of SanaTransformer2DModel: set it to 1"
-    ):
-        check_divisible(diffusers.SanaTransformer2DModel, {"num_attention_heads": 8}, count=2)
+    for other in (diffusers.SanaTransformer2DModel, diffusers.LTXVideoTransformer3DModel):
+        with pytest.raises(TwinflowError, match=rf"can be divided of Wan.*, not of {other.__name__}: set it"):
+            check_divisible(other, {"num_attention_heads": 8}, count=2)
 
 
 @pytest.mark.parametrize(

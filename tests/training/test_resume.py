@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from twinflow.objectives import Step, TwinFlow
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import read_checkpoint
 from twinflow.training.metrics import read_metrics
+from twinflow.training.processes import Processes
+from twinflow.training.run_folder import RunFolder, check_processes
 
 from .tiny import Colors, TinyPipeline, tiny_recipe
 
@@ -180,12 +183,48 @@ def test_resume_from_a_named_checkpoint(tmp_path: Path, straight: RunResult) -> 
         ({"model": {"path": "another"}}, "model.path"),
         ({"train": {"batch": 5}}, "train.batch"),
         ({"objective": {"name": "flow_matching"}}, "objective.name"),
+        ({"optimizer": {"name": "radam"}}, "optimizer.name"),
     ],
 )
 def test_a_folder_of_another_run(tmp_path: Path, sections: dict[str, Any], key: str) -> None:
     train(tmp_path, train={"steps": 2})
     with pytest.raises(TwinflowError, match=f"holds another run: its {key} is"):
         train(tmp_path, **sections)
+
+
+@pytest.mark.parametrize(("kept", "said"), [(None, "0 bytes"), (100, "100 bytes")])
+def test_half_of_a_checkpoint(tmp_path: Path, kept: int | None, said: str) -> None:
+    """As an interrupted copy leaves it; removed, the run goes on from the one before."""
+    result = train(tmp_path, train={"steps": 8})
+    assert result.checkpoint is not None
+    file = result.checkpoint / "optimizer.safetensors"
+    half = file.read_bytes()[:kept]
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(half)
+    with pytest.raises(TwinflowError, match=f"half of a checkpoint: optimizer.* has {said} of .*go on from"):
+        RunFolder(tiny_recipe(tmp_path)).resume_from("auto")
+    shutil.rmtree(result.checkpoint)
+    found = RunFolder(tiny_recipe(tmp_path)).resume_from("auto")
+    assert found == result.checkpoint.with_name("step_00000004")
+
+
+def test_another_number_of_processes(tmp_path: Path) -> None:
+    """Refused where states or streams are cut for a number, before anything is loaded."""
+    few_bits = {"optimizer": {"name": "adamw8bit"}}
+    checkpoint = train(tmp_path, train={"steps": 2}, **few_bits).checkpoint
+    assert checkpoint is not None
+    two = Processes(rank=1, world_size=2)
+    check_processes(checkpoint, tiny_recipe(tmp_path), two, shards=2)
+    check_processes(checkpoint, tiny_recipe(tmp_path, **few_bits), two, shards=1)
+    with pytest.raises(TwinflowError, match=r"'adamw8bit' are cut for 1 .* would be 2.*--nproc-per-node 1"):
+        check_processes(checkpoint, tiny_recipe(tmp_path, **few_bits), two, shards=2)
+    file = checkpoint / "state.json"
+    file.write_text(file.read_text().replace('"rows":', '"world_size": 4, "rows":'))
+    with pytest.raises(
+        TwinflowError, match=r"stopped in, 4, got 2.*--nproc-per-node 4.*data.streaming = false"
+    ):
+        check_processes(checkpoint, tiny_recipe(tmp_path), two, shards=1)
 
 
 def test_a_checkpoint_of_another_network(tmp_path: Path) -> None:

@@ -99,6 +99,19 @@ class StreamOrder:
         self.dataset.drawn = drawn
         return Places(rows=list(drawn), epochs=epochs)
 
+    def check(self) -> None:
+        """:class:`TwinflowError` if there is no row for this process; reads the first one alone."""
+        if next(self._read(), None) is None:
+            raise TwinflowError(self._nothing_here())
+        self._shard, self._at = None, dict(self._start)
+
+    def _nothing_here(self) -> str:
+        return (
+            f"{self.dataset.table.name} has no row for process {self.rank} of {self.world_size}: it has fewer rows "
+            "than there are processes, or a shard without any. Start fewer (--nproc-per-node), or set "
+            "data.streaming to false"
+        )
+
     def next_rows(self) -> list[int]:
         return self.next_places().rows
 
@@ -122,9 +135,7 @@ class StreamOrder:
             if last_of_epoch:
                 empty_epochs += was_empty
                 if empty_epochs > 1:
-                    raise TwinflowError(
-                        f"{self.dataset.table.name} has no row for process {self.rank} of {self.world_size}"
-                    )
+                    raise TwinflowError(self._nothing_here())
                 self.epoch, self._block = self.epoch + 1, 0
                 self._reader, self._at = None, {"turn": 0, "state": None, "read": 0}
             else:

@@ -11,7 +11,7 @@ diffusers takes the processes' device from the accelerator that is there, and so
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,19 +22,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from twinflow.errors import TwinflowError
 
-
-def context_mesh(*, count: int, device: torch.device) -> DeviceMesh:
-    """All processes, ``count`` successive ones of which share rows; all of them have to call this."""
-    shape = (dist.get_world_size() // count, 1, count)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
+# Transformers whose training in several processes equals that in one (tests/training/test_context.py). Others have a
+# plan as well, but: LTX's masks are of all heads, where a process has some; Qwen-Image's prompts, which are divided
+# too, are as long as they happen to be.
+CHECKED = ("WanTransformer3DModel", "FluxTransformer2DModel")
 
 
 def check_divisible(kind: type, config: Any, *, count: int) -> None:
     """:class:`TwinflowError` unless transformers of ``kind`` can divide their tokens among ``count`` processes."""
-    if getattr(kind, "_cp_plan", None) is None:
+    if not divisible(kind):
         raise TwinflowError(
-            f"parallel.context = {count}: diffusers has no plan to divide the tokens of {kind.__name__}: set it to 1, "
-            "and parallel.mode to 'shard' for less memory"
+            f"parallel.context = {count}: tokens can be divided of {', '.join(CHECKED)}, not of {kind.__name__}: set "
+            "it to 1, and parallel.mode to 'shard' for less memory"
         )
     heads = config.get("num_attention_heads")
     if heads is not None and heads % count:
@@ -44,16 +43,30 @@ def check_divisible(kind: type, config: Any, *, count: int) -> None:
         )
 
 
-def divide_tokens(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Let the transformers in ``network`` compute with this process's part of the tokens, in place.
+def divisible(kind: type) -> bool:
+    """Whether transformers of ``kind`` can divide their tokens at all; of a subclass, if those of its parent can."""
+    names = {parent.__name__ for parent in kind.__mro__}
+    return getattr(kind, "_cp_plan", None) is not None and not names.isdisjoint(CHECKED)
 
-    Copies of a network have to be made before: what diffusers puts into it refers to it alone.
+
+def check_network(network: nn.Module, *, count: int) -> None:
+    """:func:`check_divisible` of the transformer in ``network``."""
+    transformer = getattr(network, "transformer", network)
+    check_divisible(type(transformer), getattr(transformer, "config", {}), count=count)
+
+
+def divide_tokens(networks: Iterable[nn.Module], *, count: int, device: torch.device) -> None:
+    """Let the transformers in ``networks`` compute with this process's part of the tokens, in place.
+
+    ``count`` successive processes share rows; all have to call this, once. Copies of a network have to be made before:
+    what diffusers puts into one refers to it alone.
     """
-    for transformer in network.modules():
-        if getattr(type(transformer), "_cp_plan", None) is not None and hasattr(
-            transformer, "enable_parallelism"
-        ):
-            _divide(transformer, mesh)
+    shape = (dist.get_world_size() // count, 1, count)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
+    for network in networks:
+        for transformer in network.modules():
+            if divisible(type(transformer)):
+                _divide(transformer, mesh)
 
 
 def _divide(transformer: Any, mesh: DeviceMesh) -> None:
@@ -64,7 +77,7 @@ def _divide(transformer: Any, mesh: DeviceMesh) -> None:
     def resolved(config: Any) -> Any:
         from diffusers import ParallelConfig
 
-        both = ParallelConfig(context_parallel_config=config)
+        both: Any = ParallelConfig(context_parallel_config=config)
         both.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
         transformer._parallel_config = both
         return both

@@ -27,6 +27,7 @@ class Plan:
     gpus: int
     setup: Setup
     shards: int  # among how many GPUs the weights are divided; 1: each holds all
+    context: int = 1  # GPUs that share the tokens of a row
     parameters: int
     trained: int
     groups: dict[str, int]
@@ -56,7 +57,8 @@ class Plan:
     @property
     def step_seconds(self) -> float:
         """The floor: the best matrix products, and the optimiser's traffic, with nothing in between."""
-        compute = self.gpu.seconds(self.profile.step_flops * self.setup.accumulate, half=self.setup.half)
+        work = self.profile.step_flops * self.setup.accumulate / self.context
+        compute = self.gpu.seconds(work, half=self.setup.half)
         return compute + self.traffic / (self.gpu.bandwidth * 1e12)
 
     @property
@@ -64,8 +66,13 @@ class Plan:
         return self.step_seconds * self.setup.steps
 
     @property
+    def rows(self) -> int:
+        """Of a step, of all GPUs together."""
+        return self.setup.batch * self.setup.accumulate * self.gpus // self.context
+
+    @property
     def images_per_second(self) -> float:
-        return self.setup.batch * self.setup.accumulate * self.gpus / self.step_seconds
+        return self.rows / self.step_seconds
 
     def summary(self) -> str:
         """One line."""
@@ -85,6 +92,7 @@ class Plan:
             "gpus": self.gpus,
             "sharded": self.sharded,
             "shards": self.shards,
+            "context": self.context,
             "parameters": self.parameters,
             "trained": self.trained,
             "groups": self.groups,

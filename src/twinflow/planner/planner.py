@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from twinflow.pipelines.context import check_divisible
 from twinflow.pipelines.time_path import linears
 from twinflow.planner.adapters import Adapter
 from twinflow.planner.hardware import Gpu
@@ -17,12 +18,12 @@ from twinflow.planner.kept import Kept
 from twinflow.planner.network import FakeNetwork
 from twinflow.planner.plan import Component, Plan
 from twinflow.planner.setup import DTYPES, Setup
-from twinflow.planner.sharding import Passing
+from twinflow.planner.sharding import Passing, Undivided
 from twinflow.planner.sources import Backbone
 from twinflow.planner.step import StepProfile, profile_step
 from twinflow.recipes.sections import Lora
 from twinflow.training.optim import update_bytes
-from twinflow.training.parallel import not_sharded, shard_count
+from twinflow.training.parallel import check_context, not_divided, not_sharded, shard_count
 
 MACHINE = 8  # GPUs, where nothing is said
 
@@ -128,6 +129,13 @@ class Planner:
             reason=not_sharded(setup.model, setup.optimizer, self.objective),
         )
 
+    def _check_context(self, setup: Setup, context: int, gpus: int) -> None:
+        """As the trainer does."""
+        if context > 1:
+            reason = not_divided(setup.model, self.objective, compiled=False)
+            check_context(context, world=gpus, reason=reason)
+            check_divisible(self.backbone.kind, self.backbone.config, count=context)
+
     def plan(
         self, setup: Setup, gpu: Gpu, gpus: int = 1, *, machine: int | None = None, shards: int | None = None
     ) -> Plan:
@@ -135,8 +143,10 @@ class Planner:
 
         ``shards``: among how many of them the weights are divided, whether or not the trainer can do it.
         """
+        context = setup.parallel.context if gpus > 1 else 1
         if shards is None:
             shards = self.shards(setup, gpus, machine=machine)
+            self._check_context(setup, context, gpus)
         sharded = shards > 1
         network, step = self.network(setup), setup
         if (
@@ -150,8 +160,12 @@ class Planner:
         if sharded:
             gradients *= DTYPES[setup.dtype].itemsize / DTYPES[step.dtype].itemsize
             passing = Passing.of(self.network(step), setup.parallel, shards=shards, gpus=gpus)
+        undivided = Undivided.of(self.network(step), step, context=context)
         timeline = profile.timeline(
-            gradient_share=gradients, passing=passing.during, released=passing.released
+            gradient_share=gradients,
+            activation_share=1 / context,
+            passing=lambda phase: passing.during(phase) + undivided.during(phase),
+            released=passing.released,
         )
         kept = Kept.of(setup, network, profile, self.objective, shards=shards)
         staying = {
@@ -165,7 +179,7 @@ class Planner:
         parts = ({} if on_host else dict(kept.parts)) | {
             "gradients": timeline.gradients_at_peak,
             "activations": timeline.peak - timeline.gradients_at_peak - timeline.passing_at_peak,
-            "whole blocks of shards": timeline.passing_at_peak,
+            ("whole blocks of shards" if sharded else "weights on their way"): timeline.passing_at_peak,
             "text encoder and autoencoder": sum(staying.values()) * DTYPES[setup.dtype].itemsize,
             "context and allocator": gpu.margin,
         }
@@ -176,6 +190,7 @@ class Planner:
             gpus=gpus,
             setup=setup,
             shards=shards,
+            context=context,
             parameters=network.parameters(),
             trained=network.parameters(trained=True),
             groups=network.groups(),

@@ -9,7 +9,7 @@ import torch
 
 from twinflow.config import Recipe
 from twinflow.errors import TwinflowError
-from twinflow.planner import plan_recipe
+from twinflow.planner import Planner, find_remedies, plan_recipe
 from twinflow.planner.hardware import GPUS, Gpu
 from twinflow.planner.plan import Plan, size
 from twinflow.planner.sources import Backbone, measure_autoencoder
@@ -28,10 +28,12 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
     device = model.device
     gpu, world = gpu_at(device), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.parallel.mode == "auto" and device.type != "cuda":  # which shards on GPUs alone
-        recipe = recipe.model_copy(update={"parallel": Parallel(mode="replicate")})
+        recipe = recipe.model_copy(
+            update={"parallel": Parallel(mode="replicate", context=recipe.parallel.context)}
+        )
     try:
         backbone = backbone_of(model)
-        _, plan = plan_recipe(
+        planner, plan = plan_recipe(
             recipe,
             gpu=gpu,
             gpus=world,
@@ -45,12 +47,17 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
     if device.type != "cuda":
         needed = size(plan.allocated)
         return Prediction(line=f"plan: {needed} for network, optimiser and activations", bytes=plan.allocated)
-    if not plan.fits and not recipe.train.force:
-        raise TwinflowError(
-            f"{plan.summary()}\n`twinflow plan` with this recipe says what makes it fit; train.force=true starts it "
-            "all the same"
-        )
+    check_fits(planner, plan, force=recipe.train.force)
     return Prediction(line=f"plan: {plan.summary()}", bytes=plan.allocated)
+
+
+def check_fits(planner: Planner, plan: Plan, *, force: bool) -> None:
+    """:class:`TwinflowError` with what makes ``plan`` fit, if it does not; ``force`` starts it all the same."""
+    if plan.fits or force:
+        return
+    tried = [f"  {t.remedy.overrides}: {size(t.plan.peak)}" for t in find_remedies(planner, plan)]
+    remedies = ["each with those before it:", *tried] if tried else ["nothing is known that makes it smaller"]
+    raise TwinflowError("\n".join([plan.summary(), *remedies, "train.force=true starts it all the same"]))
 
 
 def freeze_dead(transformer: Any, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from twinflow.pipelines.context import divisible
 from twinflow.planner.plan import Plan
 from twinflow.planner.planner import Planner
 from twinflow.planner.setup import Setup
@@ -146,6 +147,16 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             costs="fewer rows a step",
             change=_to_batch(batch),
         )
+    heads = planner.backbone.config.get("num_attention_heads")
+    context = start.parallel.context
+    while divisible(planner.backbone.kind) and heads and plan.gpus % (context * 2) == 0:
+        context *= 2
+        if heads % context == 0:
+            yield Remedy(
+                overrides=f"parallel.context={context}",
+                costs="fewer rows a step, and traffic in each attention",
+                change=_to_context(context),
+            )
     gpus = plan.gpus
     while full and gpus < _MOST_GPUS:
         gpus *= 2
@@ -188,6 +199,10 @@ def _more(setup: Setup) -> str:
     """What :func:`_shardable` changes, as overrides."""
     mode = "parallel.mode=shard " if setup.parallel.mode == "replicate" else ""
     return mode + ("optimizer.name=adamw8bit " if setup.optimizer.name == "muon" else "")
+
+
+def _to_context(count: int) -> Callable[[Setup], Setup]:
+    return lambda setup: replace(setup, parallel=setup.parallel.model_copy(update={"context": count}))
 
 
 def _to_batch(batch: int) -> Callable[[Setup], Setup]:

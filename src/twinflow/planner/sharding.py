@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from twinflow.planner.network import FakeNetwork
+from twinflow.planner.setup import Setup
 from twinflow.recipes.sections import Parallel
 
 _SUMMED = torch.float32.itemsize  # gradients are added up in fp32
@@ -53,3 +54,29 @@ class Passing:
         if phase in ("forward", "gradient"):
             return self.forward
         return self.backward if phase == "backward" else self.between
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undivided:
+    """Bytes of a step's passing memory that are there in full where processes divide the tokens of rows, but which a
+    measured step shows together with what they divide: so much is added to the divided whole."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @classmethod
+    def of(cls, network: FakeNetwork, setup: Setup, *, context: int) -> Undivided:
+        """Weights that autocast has cast for a call, and gradients of a block that is updated in its backward."""
+        missing = 1 - 1 / context
+        casts = gradients = 0
+        if setup.autocast:
+            casts = sum(w.numel for w in network.weights) * torch.bfloat16.itemsize
+        if setup.optimizer.in_backward:
+            gradients = network.largest_block().bytes
+        return cls(forward=int(missing * casts), backward=int(missing * gradients))
+
+    def during(self, phase: str) -> int:
+        """``phase`` as segments of a simulated step are labelled."""
+        if phase in ("forward", "gradient"):
+            return self.forward
+        return self.backward if phase == "backward" else 0

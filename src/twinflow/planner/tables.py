@@ -25,6 +25,7 @@ def model_table(plan: Plan) -> Table:
 def memory_table(plan: Plan) -> Table:
     """Memory of one GPU by component."""
     layout = f", sharded among {plan.shards}" if plan.sharded else ""
+    layout += f", {plan.context} for the tokens of a row" if plan.context > 1 else ""
     table = _table("memory", f"on each of {plan.gpus} x {plan.gpu.name}{layout}", "at the peak")
     for component in plan.components:
         table.add_row(component.name, size(component.bytes))
@@ -38,14 +39,14 @@ def memory_table(plan: Plan) -> Table:
 
 def time_table(plan: Plan) -> Table:
     """Work and the floor of the time."""
-    profile, rows = plan.profile, plan.setup.batch * plan.setup.accumulate
+    profile = plan.profile
     forward, work = profile.forward_flops, profile.step_flops / plan.setup.batch
     table = _table("time", "what", "how much")
     table.add_row("forward of one row", f"{forward / 1e12:.4g} TFLOP")
     table.add_row("network calls a step", f"{profile.schedule.calls:.3g}")
     table.add_row("rows without gradient, per row", f"{profile.schedule.rows:.3g}")
     table.add_row("work of one row's step", f"{work / 1e12:.4g} TFLOP = {work / forward:.3g} forwards")
-    table.add_row("rows a step", f"{rows * plan.gpus}")
+    table.add_row("rows a step", f"{plan.rows}")
     table.add_row("floor of a step", f"{plan.step_seconds:.3g} s")
     table.add_row(f"floor of {plan.setup.steps} steps", duration(plan.run_seconds))
     return table

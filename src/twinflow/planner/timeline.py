@@ -40,34 +40,46 @@ class Timeline:
         stretches: Iterable[Stretch],
         *,
         gradient_share: float = 1.0,
+        activation_share: float = 1.0,
         passing: Callable[[str], int] = lambda phase: 0,
         released: int = 0,
     ) -> Timeline:
-        """Of ``stretches``; of complete gradients only a share stays (where they are sharded).
+        """Of ``stretches``; of complete gradients only a share stays (where they are sharded), and of all else only a
+        share is there (where tokens are divided).
 
         ``passing``: bytes that are there besides for the length of a phase of the step, by its name; of which each
         block lets go of ``released`` at the end of its backward.
         """
         timeline = cls(each=released)
         for stretch in stretches:
-            timeline.add(stretch, gradient_share, passing(stretch.segment.label.partition("|")[0]))
+            timeline.add(
+                stretch, gradient_share, activation_share, passing(stretch.segment.label.partition("|")[0])
+            )
         return timeline
 
-    def add(self, stretch: Stretch, gradient_share: float = 1.0, passing: int = 0) -> None:
-        segment = stretch.segment
+    def add(
+        self,
+        stretch: Stretch,
+        gradient_share: float = 1.0,
+        activation_share: float = 1.0,
+        passing: int = 0,
+    ) -> None:
+        segment, arriving = stretch.segment, max(stretch.gradients, 0)
         release = self.each if segment.label == "backward|block" else 0
         gradients = round(stretch.gradients * gradient_share)
-        change = segment.change - stretch.gradients + gradients
+        change = round((segment.change - stretch.gradients) * activation_share) + gradients
+        rise = round((segment.rise - arriving) * activation_share) + arriving
         before = stretch.count - 1 if change > release else 0  # of the repetition that starts highest
         passing -= self.released + before * release
-        top = self.live + before * change + segment.rise + passing
+        top = self.live + before * change + rise + passing
         if top > self.peak:
             self.peak, self.peak_at, self.passing_at_peak = top, segment.label, passing
-            self.gradients_at_peak = self.gradients + before * max(gradients, 0) + max(stretch.gradients, 0)
+            self.gradients_at_peak = self.gradients + before * max(gradients, 0) + arriving
         self.released += stretch.count * release
-        self.live += stretch.count * change + stretch.more
+        self.live += stretch.count * change + round(stretch.more * activation_share)
         self.gradients += stretch.count * gradients
-        self.host_peak = max(self.host_peak, self.host + max(stretch.count * segment.host, 0))
-        self.host += stretch.count * segment.host
+        moved = round(stretch.count * segment.host * activation_share)
+        self.host_peak = max(self.host_peak, self.host + max(moved, 0))
+        self.host += moved
         phase = segment.label.partition("|")[0]
         self.flops[phase] = self.flops.get(phase, 0) + stretch.count * segment.flops

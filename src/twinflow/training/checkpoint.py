@@ -79,7 +79,9 @@ class CheckpointFolder:
                 file = hidden / f"{name}.safetensors"
                 save_tensors({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
                 _flush(file)
-            write_text(hidden / STATE_FILE, json.dumps({"format": FORMAT, **snapshot.state}, indent=1) + "\n")
+            files = {str(f.relative_to(hidden)): f.stat().st_size for f in hidden.rglob("*") if f.is_file()}
+            state = {"format": FORMAT, "files": dict(sorted(files.items())), **snapshot.state}
+            write_text(hidden / STATE_FILE, json.dumps(state, indent=1) + "\n")
             _flush(hidden)
             if final.exists():  # of a branch of the run that was given up by resuming from an earlier step
                 _remove(final)
@@ -106,10 +108,26 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state in the checkpoint ``path``, without a tensor; ``TwinflowError`` unless all of its files are there."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise TwinflowError(f"{path} is not a readable checkpoint: {error}") from error
+    for name, needed in state.pop("files", {}).items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != needed:
+            raise TwinflowError(
+                f"{path} is half of a checkpoint: {name} has {_size(found)} of {_size(needed)}. Copy it again, or "
+                "remove the folder to go on from the checkpoint before it"
+            )
+    return state
+
+
 def read_checkpoint(path: Path) -> Snapshot:
     """The checkpoint in the folder ``path``."""
+    state = read_state(path)
     try:
-        state = json.loads((path / STATE_FILE).read_text())
         tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     except (OSError, ValueError, SafetensorError) as error:
         raise TwinflowError(f"{path} is not a readable checkpoint: {error}") from error

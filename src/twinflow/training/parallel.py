@@ -157,6 +157,13 @@ def place_of(recipe: Recipe, objective: Objective) -> Processes:
     return replace(processes, context=count)
 
 
+def check_layout(recipe: Recipe, objective: Objective, device: torch.device) -> tuple[Processes, int]:
+    """This process's place, and among how many processes weights are divided: :class:`TwinflowError` for what they
+    can't form, before anything is loaded."""
+    place = place_of(recipe, objective)
+    return place, shards_of(recipe, objective, place, device)
+
+
 def check_context(count: int, *, world: int, reason: str) -> None:
     """:class:`TwinflowError` unless ``count`` of ``world`` processes can share a row; ``reason``: see
     :func:`not_divided`."""

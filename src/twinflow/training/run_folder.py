@@ -11,8 +11,15 @@ from typing import Any
 
 from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
 from twinflow.errors import TwinflowError
-from twinflow.training.checkpoint import CheckpointFolder, explained, replace_folder, replace_text
+from twinflow.training.checkpoint import (
+    CheckpointFolder,
+    explained,
+    read_state,
+    replace_folder,
+    replace_text,
+)
 from twinflow.training.ema import ParameterAverage, trained_parameters
+from twinflow.training.processes import Processes
 from twinflow.training.protocols import Trainable
 
 # Settings that may change when a run is resumed: they say how long it is and what is seen of it.
@@ -67,8 +74,12 @@ class RunFolder:
             if not (self.path / "recipe.yaml").exists():
                 return None
             check_same_run(self.path, self.recipe)
-            return self.checkpoints.latest()
-        return self._chosen(Path(resume))
+            found = self.checkpoints.latest()
+        else:
+            found = self._chosen(Path(resume))
+        if found is not None:
+            read_state(found)  # all of it is there
+        return found
 
     def _chosen(self, path: Path) -> Path:
         """The checkpoint that the user named, or the latest of the run that was named."""
@@ -124,6 +135,26 @@ def check_same_run(folder: Path, recipe: Recipe) -> None:
                 f"{present.get(key)!r}. Choose another output, or set {key} back. Free to change are "
                 f"{', '.join(FREE_KEYS)}"
             )
+
+
+def check_processes(checkpoint: Path, recipe: Recipe, place: Processes, *, shards: int) -> None:
+    """``TwinflowError`` if ``checkpoint`` can't be gone on with by as many processes as there are, whose weights are
+    divided among ``shards``: before anything is loaded."""
+    state = read_state(checkpoint)
+    written, present = int(state.get("processes", 1)), place.world_size if shards > 1 else 1
+    if recipe.optimizer.name in ("adamw8bit", "adamw4bit") and written != present:
+        raise TwinflowError(
+            f"{checkpoint}: its states of optimizer.name = {recipe.optimizer.name!r} are cut for {written} "
+            f"processes, and now there would be {present}; they can't be cut anew. Start as many (--nproc-per-node "
+            f"{written}, with the parallel.mode of then), or a new run with adamw"
+        )
+    readers = state.get("order", {}).get("world_size", place.data_count)
+    if readers != place.data_count:
+        raise TwinflowError(
+            f"{checkpoint}: streamed data goes on in as many processes as it was stopped in, {readers}, got "
+            f"{place.data_count}. Start as many (--nproc-per-node {readers * place.context}), or a new run with "
+            "data.streaming = false"
+        )
 
 
 def versions() -> dict[str, str]:

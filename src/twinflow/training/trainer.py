@@ -14,7 +14,7 @@ from rich.console import Console
 from twinflow.config import Recipe
 from twinflow.errors import TwinflowError
 from twinflow.objectives import STUDENT, Field, Objective, Phase
-from twinflow.pipelines.context import check_divisible, context_mesh, divide_tokens
+from twinflow.pipelines.context import check_network, divide_tokens
 from twinflow.training.accountant import Accountant, Budget, Holdings
 from twinflow.training.averages import Averages
 from twinflow.training.ema import trained_parameters
@@ -116,8 +116,7 @@ class Trainer:
         self.objective.set_shard(self.processes.data_rank, self.processes.data_count)
         sharing = self.processes.context
         if sharing > 1:
-            transformer = getattr(network, "transformer", network)
-            check_divisible(type(transformer), getattr(transformer, "config", {}), count=sharing)
+            check_network(network, count=sharing)
         self.feed = Feed.of(
             recipe,
             self.pipe,
@@ -151,9 +150,7 @@ class Trainer:
             seed=recipe.train.seed,
         )
         if sharing > 1:
-            mesh = context_mesh(count=sharing, device=self.device)
-            for own in (network, *self.averages.copies()):  # made before: a copy would call the original
-                divide_tokens(own, mesh)
+            divide_tokens([network, *self.averages.copies()], count=sharing, device=self.device)
         if recipe.train.compile:
             network.compile()
         if recipe.data.cache and self.device.type == "cuda":
