@@ -116,6 +116,13 @@ def test_memory_adds_up_and_changes_as_it_should(sana: Planner) -> None:
     assert sizes["optimiser states"] == 2 * sizes["weights"]  # AdamW in the weights' dtype
     average = sana.plan(replace(start, ema=Ema(decay=0.9)), gpu)
     assert average.peak - plan.peak == pytest.approx(plan.trained * 2, rel=0.01)
+    away = sana.plan(replace(start, ema=Ema(decay=0.9, on_host=True)), gpu)
+    assert (away.peak, away.host) == (plan.peak, average.peak - plan.peak)
+    small = replace(average, gpu=replace(gpu, memory=plan.peak))
+    changes = [
+        entry.remedy.overrides for entry in find_remedies(sana, small) if "ema" in entry.remedy.overrides
+    ]
+    assert changes in ([], ["ema.on_host=true ema.every=10"])
     checkpointed = sana.plan(replace(start, checkpointing=True), gpu)
     assert checkpointed.peak < plan.peak
     assert checkpointed.profile.step_flops > 1.2 * plan.profile.step_flops

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from twinflow.training.ema import ParameterAverage
+from twinflow.training.optim_rounding import CHUNK, Rounding, _visit, lerp_
 
 DECAY, STEPS, COUNT = 0.999, 300, 4096
 
@@ -78,3 +80,69 @@ def test_fp32_averages_are_what_they_were() -> None:
         expected.lerp_(made.weight.detach(), 1 - decay)
         decay += (1 - decay) * (0.9 - decay) / 2
     assert torch.equal(value(average).float(), expected)
+
+
+# On the host
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_average_that_visits_its_weight_is_the_same(dtype: torch.dtype) -> None:
+    """Chunk by chunk, bit for bit: as of an average on another device."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(CHUNK + 7, generator=generator).to(dtype)
+    stays = torch.randn(CHUNK + 7, generator=generator).to(dtype)
+    visits, rounding = stays.clone(), Rounding(seed=0)
+    lerp_({"w": stays}, {"w": weight}, 0.01, step=3)
+    _visit(visits, weight, 0.01, rounding, rounding.generator("w", 3, weight.device))
+    assert torch.equal(stays, visits)
+
+
+def test_an_average_on_the_host_is_the_same() -> None:
+    """Its network computes with the average, and leaves the weights as they are."""
+    made = nn.Linear(8, 4)
+    ordinary, host = (ParameterAverage(made, decay=0.9, on_host=there) for there in (False, True))
+    assert not list(host.network.parameters())
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    for step in range(4):
+        nn.init.normal_(made.weight, generator=torch.Generator().manual_seed(step))
+        ordinary.update()
+        host.update()
+        before = made.weight.detach().clone()
+        with torch.no_grad():
+            assert torch.equal(host.network(x), ordinary.network(x))
+        assert torch.equal(made.weight, before)
+    assert host.state_dict()[1] == ordinary.state_dict()[1]
+    for name, value in ordinary.state_dict()[0].items():
+        assert torch.equal(host.state_dict()[0][name], value)
+
+
+def test_an_average_that_moves_every_third_step() -> None:
+    """As one of the decay's third power that sees every third step alone; the count is resumed."""
+    made = network(0.0, torch.float32)
+    rare, each = ParameterAverage(made, decay=0.9, every=3), ParameterAverage(made, decay=0.9**3)
+    for step in range(1, 11):
+        nn.init.normal_(made.weight, generator=torch.Generator().manual_seed(step))
+        rare.update()
+        if step % 3 == 0:
+            each.update()
+        if step == 7:
+            tensors, state = rare.state_dict()
+            rare = ParameterAverage(made, decay=0.9, every=3)
+            rare.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, state)
+    assert each.updates == 3
+    assert torch.equal(value(rare), value(each))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pinned_averages_of_weights_on_a_gpu(dtype: torch.dtype) -> None:
+    made = network(1.0, dtype).cuda()
+    there, host = (ParameterAverage(made, decay=DECAY, on_host=away) for away in (False, True))
+    for step in range(5):
+        nn.init.normal_(made.weight, generator=torch.Generator("cuda").manual_seed(step))
+        there.update()
+        host.update()
+    (kept,) = host.state_dict()[0].values()
+    assert kept.is_pinned()
+    assert torch.equal(kept, there.state_dict()[0]["weight"].cpu())

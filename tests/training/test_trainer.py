@@ -194,6 +194,28 @@ def test_the_grid_of_grey_pictures() -> None:
     assert grid[0, 0].tolist() == [0.5, 0.5, 0.5, 1, 0.5, 0.5, 0.5]
 
 
+def test_an_average_on_the_host_changes_nothing(tmp_path: Path) -> None:
+    """Not the run, nor its pictures, nor the pipeline that it leaves."""
+    preview = {"every": 6, "prompts": ["red"], "nfe": [1]}
+    files = []
+    for there in (False, True):
+        folder = tmp_path / str(there)
+        train(folder, ema={"decay": 0.9, "teacher_decay": 0.8, "on_host": there}, preview=preview)
+        saved = folder / "checkpoints" / "step_00000012"
+        names = [f"previews/step_{step:08}_nfe_001.png" for step in (6, 12)]
+        names += ["pipeline/model.safetensors", f"{saved.relative_to(folder)}/average.safetensors"]
+        files.append([(folder / name).read_bytes() for name in names])
+    assert files[0] == files[1]
+
+
+def test_an_average_that_is_the_teacher_stays(tmp_path: Path) -> None:
+    for key, value in (("on_host", True), ("every", 2)):
+        with pytest.raises(TwinflowError, match=rf"ema.{key} = {value}: .* choose another ema.teacher_decay"):
+            tiny_recipe(tmp_path, ema={"decay": 0.9, "teacher_decay": 0.9, key: value})
+    with pytest.raises(TwinflowError, match="there is no average to keep"):
+        tiny_recipe(tmp_path, ema={"decay": 0, "on_host": True})
+
+
 def test_a_clip_is_a_line_of_frames() -> None:
     clips = torch.linspace(-1, 1, 6).reshape(2, 1, 3, 1, 1).expand(2, 3, 3, 2, 2)
     grid = picture_grid(clips, gap=1)

@@ -36,7 +36,7 @@ class FlowMatching(Objective):
     """
 
     time: TimeDistribution | Mapping[str, Any] = field(default_factory=TimeDistribution)
-    loss: Literal["l2", "barron"] = "l2"
+    loss: Literal["barron", "l2"] = "l2"
     barron_alpha: float = 1.0
     barron_c: float = 1e-3
     weighting: Literal["none", "cosmap"] = "none"

@@ -20,6 +20,7 @@ class Kept:
     """Bytes of one process."""
 
     parts: dict[str, int]
+    host: int  # besides, on the host: an average that is kept there
     gradients: int  # of what is trained, once it is complete
     traffic: float  # of an update, on average: what it reads and writes
 
@@ -39,11 +40,13 @@ class Kept:
         live = [w for w in network.weights if w.trained and w.name not in profile.dead]
         trained = share(sum(w.nbytes for w in network.weights if w.trained))
         states = sum(states_of(w.shape, w.dtype, in_block=w.block is not None) for w in live)
-        averages = trained * _averages(setup)
+        drawn, taught = _averages(setup)
+        away = trained if drawn and setup.ema.on_host else 0
+        averages = trained * (drawn + taught) - away
         moved = profile.share_of(STUDENT)
         others = other_states = 0
         # Gradients are read, the rest is written too.
-        traffic = moved * (3 * trained + 2 * (states + averages))
+        traffic = moved * (3 * trained + 2 * (states + trained * (drawn / setup.ema.every + taught)))
         for name, spec in objective.networks().items():
             size, kept = trained, states if spec.trained else 0
             if spec.kind == "new":  # in fp32
@@ -63,6 +66,7 @@ class Kept:
                 "other networks": others,
                 "optimiser states of other networks": other_states,
             },
+            host=away,
             gradients=share(sum(w.nbytes for w in live)),
             traffic=traffic,
         )
@@ -75,8 +79,8 @@ def sliced(shape: Sequence[int], shards: int) -> tuple[int, ...]:
     return (-(-shape[0] // shards), *shape[1:])
 
 
-def _averages(setup: Setup) -> int:
-    """Copies of the trained weights that training.averages keeps."""
+def _averages(setup: Setup) -> tuple[int, int]:
+    """Copies of the trained weights that training.averages keeps: to draw with, and another as a teacher."""
     drawn = setup.ema.decay > 0
     taught = setup.teacher == "ema" and not (drawn and setup.ema.decay == setup.ema.teacher_decay)
-    return int(drawn) + int(taught)
+    return int(drawn), int(taught)

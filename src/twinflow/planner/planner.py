@@ -173,7 +173,7 @@ class Planner:
             for name, count in self.backbone.encoders.items()
             if not setup.cached or (setup.previews and name == "vae")
         }
-        host = timeline.host_peak
+        host = timeline.host_peak + kept.host
         if on_host:
             host += sum(kept.parts.values()) + kept.gradients
         parts = ({} if on_host else dict(kept.parts)) | {

@@ -108,6 +108,12 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
         costs="traffic to the host and back",
         change=lambda s: replace(s, offload=True) if s.checkpointing else s,
     )
+    if start.ema.decay > 0 and (start.teacher != "ema" or start.ema.decay != start.ema.teacher_decay):
+        yield Remedy(
+            overrides="ema.on_host=true ema.every=10",
+            costs="the average moves every tenth step, by way of the host",
+            change=lambda s: replace(s, ema=s.ema.model_copy(update={"on_host": True, "every": 10})),
+        )
     if full:
         yield from (
             Remedy(

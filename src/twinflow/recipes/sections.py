@@ -102,6 +102,10 @@ class Ema(Section):
 
     decay: Share = 0.999  # weights that are drawn with and saved at the end; 0: the trained ones themselves
     teacher_decay: Share = 0.99  # the teacher of an objective with teacher: ema
+    on_host: bool = (
+        False  # keep the average that is drawn with in pinned memory of the host, not on the device
+    )
+    every: AtLeastOne = 1  # steps from one update of it to the next, whose decay is to that power
 
 
 class Train(Section):
@@ -227,6 +231,17 @@ class Recipe(Section):
                 "objective.teacher = 'ema' needs an average, but ema.teacher_decay = 0: "
                 "set it above 0 (such as 0.99), or objective.teacher to 'self'"
             )
+        ema = self.ema
+        if getattr(objective, "teacher", "self") == "ema" and ema.decay == ema.teacher_decay:
+            for key in ("on_host", "every"):
+                if getattr(ema, key) > 1 or getattr(ema, key) is True:
+                    raise ValueError(
+                        f"ema.{key} = {getattr(ema, key)}: the average is the teacher too, which every step asks, as "
+                        f"ema.decay = ema.teacher_decay = {ema.decay}: choose another ema.teacher_decay, or "
+                        f"leave ema.{key} out"
+                    )
+        if ema.decay == 0 and ema.on_host:
+            raise ValueError("ema.on_host = true, but ema.decay = 0: there is no average to keep")
         if self.optimizer.extra_bits and self.model.dtype == "fp32":
             raise ValueError(
                 f"optimizer.extra_bits = {self.optimizer.extra_bits} adds to bf16 weights, but model.dtype = 'fp32' "

@@ -29,7 +29,11 @@ class Averages:
     @classmethod
     def of(cls, network: nn.Module, settings: Ema, *, teacher: Literal["self", "ema", "frozen"]) -> Averages:
         """Copies of ``network`` as it is now: make them before a checkpoint changes its weights."""
-        drawn = ParameterAverage(network, decay=settings.decay) if settings.decay > 0 else None
+        drawn = None
+        if settings.decay > 0:
+            drawn = ParameterAverage(
+                network, decay=settings.decay, on_host=settings.on_host, every=settings.every
+            )
         if teacher == "frozen":
             return cls(drawn=drawn, frozen=_frozen_twin(network))
         if teacher == "self":

@@ -95,21 +95,38 @@ class Rounding:
 def lerp_(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: float, *, step: int) -> None:
     """``average <- average + share (weight - average)`` for all names, bf16 averages rounded by chance.
 
-    Their random numbers are a function of the name and ``step``, as those of :class:`Rounding` are.
+    Their random numbers are a function of the name and ``step``, as those of :class:`Rounding` are. An average on
+    another device than its weight, the host, visits it a chunk at a time.
     """
-    plain = [name for name, average in averages.items() if average.dtype != torch.bfloat16]
+    apart = {name for name, average in averages.items() if average.device != weights[name].device}
+    plain = [n for n, average in averages.items() if average.dtype != torch.bfloat16 and n not in apart]
     if plain:
         torch._foreach_lerp_([averages[name] for name in plain], [weights[name] for name in plain], share)
     rounding = Rounding(seed=0)
     for name in averages.keys() - set(plain):
         average, weight = averages[name], weights[name]
-        generator = rounding.generator(name, step, average.device)
+        generator = rounding.generator(name, step, weight.device)
+        if name in apart:
+            _visit(average, weight, share, rounding, generator)
+            continue
         if not (average.is_contiguous() and weight.is_contiguous()):
             rounding.write(average, average.float().lerp_(weight.float(), share), generator)
             continue
         for part in chunks(average.numel()):
             own, other = average.view(-1)[part], weight.view(-1)[part]
             rounding.write(own, own.float().lerp_(other.float(), share), generator)
+
+
+def _visit(average: Tensor, weight: Tensor, share: float, rounding: Rounding, generator: Generator) -> None:
+    """:func:`lerp_` of one contiguous ``average`` where its ``weight`` is; the result is the same."""
+    home, away = average.view(-1), weight.contiguous().view(-1)
+    for part in chunks(average.numel()):
+        own, other = home[part].to(weight.device, non_blocking=True), away[part]
+        mixed = own.float().lerp_(other.float(), share)
+        if average.dtype == torch.bfloat16:
+            rounding.write(own, mixed, generator)
+            mixed = own
+        home[part].copy_(mixed)
 
 
 def _mix(x: int) -> int:
