@@ -39,7 +39,7 @@ from twinflow.planner.prediction import predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.joining import joined
-from twinflow.training.parallel import check_layout, shards_of
+from twinflow.training.parallel import check_layout
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
 from twinflow.training.processes import Processes
 from twinflow.training.run_folder import RunFolder, check_processes
@@ -139,7 +139,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             quantize=model.quantize,
             dtype=DTYPES[model.dtype],
             device=device,
-            together=together_for(recipe, device),
+            together=together_for(recipe),
         )
         if pipe.exported is not None:  # of the hub, where it is seen once it is opened
             raise TwinflowError(pipe.exported.refusal(model.path))
@@ -166,14 +166,13 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     return AutoencoderPart(stock, calibration=pixels.split(100))
 
 
-def together_for(recipe: Recipe, device: str) -> Together | None:
-    """Processes that open the model together, where they will share its weights: the first one alone reads them."""
+def together_for(recipe: Recipe) -> Together | None:
+    """Processes that open the model together: the first one alone reads its transformer, and the others get slices of
+    it, or all of it, from there. Weights that are quantised as they are read can't be sent."""
     processes, folder = Processes.current(), Path(locate(recipe.model.path))
-    if processes.world_size == 1 or recipe.model.train == "lora":
+    if processes.world_size == 1 or recipe.model.quantize is not None:
         return None
-    plain = Manifest.read(folder).adapter is None and Exported.read(folder) is None
-    objective = recipe.build_objective()
-    if not plain or shards_of(recipe, objective, processes, torch.device(device)) == 1:
+    if Manifest.read(folder).adapter is not None or Exported.read(folder) is not None:
         return None
     return Together(share=processes.share, here=processes.is_main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,11 +19,14 @@ from twinflow import launch
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.parallel import layout_of
 from twinflow.training.processes import Processes
-from twinflow.training.shards import sharded_parameters
+from twinflow.training.shards import local, sharded_parameters
 
 from .tiny import tiny_recipe
 
 FAMILY = FAMILIES["sd3"]
+
+
+RUNS = {"lora": ("lora", "replicate"), "full": ("full", "shard")}
 
 
 def recipe_of(folder: Path, name: str, **sections: Any) -> Any:
@@ -88,15 +92,54 @@ def check_memory(folder: Path) -> None:
     (folder / f"memory_{processes.rank}.json").write_text(json.dumps(found))
 
 
+def check_variants(folder: Path) -> None:
+    """What is trained, and what is frozen, whole or cut: bit for bit that of an ordinary opening."""
+    processes, together_for = Processes.current(), launch.together_for
+    for train, mode in itertools.product(("lora", "full"), ("replicate", "shard")):
+        model = {"path": "shapeworld-tiny", "train": train}
+        recipe = recipe_of(folder, "unused", model=model, parallel={"mode": mode})
+        torch.manual_seed(0)
+        pipe = launch.build_model(recipe, None)
+        assert any(p.is_meta for p in pipe.network.parameters()) == (not processes.is_main)
+        pipe.freeze_unused()
+        layout_of(recipe, recipe.build_objective(), processes, torch.device("cpu")).place(pipe.network)
+        launch.together_for = lambda recipe: None
+        torch.manual_seed(0)
+        ordinary = launch.build_model(recipe, None)
+        launch.together_for = together_for
+        ordinary.freeze_unused()
+        found = dict(pipe.network.named_parameters())
+        slices = {name: p.full_tensor().detach() for name, p in sharded_parameters(pipe.network).items()}
+        assert bool(slices) == (mode == "shard")
+        for name, value in ordinary.network.named_parameters():
+            own = slices.get(name, found[name])
+            assert found.pop(name).requires_grad == value.requires_grad, name
+            assert torch.equal(own.view(torch.int32), value.view(torch.int32)), (train, mode, name)
+        assert not found
+        for (name, buffer), (_, other) in zip(
+            pipe.network.named_buffers(), ordinary.network.named_buffers(), strict=True
+        ):
+            assert torch.equal(buffer, other), name
+        whole = sum(p.numel() for p in ordinary.network.parameters())
+        held = sum(local(p).numel() for p in pipe.network.parameters())
+        assert held == whole if mode == "replicate" else held < 0.6 * whole
+
+
 def check_runs(folder: Path) -> None:
     """The same run, opened together and each for itself."""
-    model = {"path": "shapeworld-tiny"}
-    for name in ("together", "alone"):
-        recipe = recipe_of(folder, name, model=model, data={"kind": "shapeworld", "length": 4, "cache": True})
-        if name == "alone":
-            launch.together_for = lambda recipe, device: None  # type: ignore[assignment]
-        run = launch.build_trainer(recipe)
-        run.run()
+    together_for = launch.together_for
+    for variant, (train, mode) in RUNS.items():
+        for name in ("together", "alone"):
+            recipe = recipe_of(
+                folder,
+                f"{name}_{variant}",
+                model={"path": "shapeworld-tiny", "train": train},
+                parallel={"mode": mode},
+                data={"kind": "shapeworld", "length": 4, "cache": True},
+                preview={"every": 2, "count": 1, "nfe": [1]},
+            )
+            launch.together_for = together_for if name == "together" else lambda recipe: None
+            launch.build_trainer(recipe).run()
 
 
 if __name__ == "__main__":
@@ -107,6 +150,8 @@ if __name__ == "__main__":
         write_large(Path(place))
     dist.barrier()
     check_memory(Path(place))
+    dist.barrier()
+    check_variants(Path(place))
     dist.barrier()
     check_runs(Path(place))
     dist.destroy_process_group()

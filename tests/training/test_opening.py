@@ -13,6 +13,8 @@ from together import RESIDENT, run_together
 from twinflow.pipelines.absent import without_weights
 from twinflow.training.processes import Processes
 
+from .opening_checks import RUNS
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read in /proc")
@@ -26,11 +28,12 @@ def test_processes_open_a_network_together(tmp_path: Path) -> None:
     # Half of it stays; on the way come one parameter whole, and the libraries that opening needs.
     assert found[1]["together"] < 0.75 * size
 
-    files = [tmp_path / name / "pipeline" / "transformer" for name in ("together", "alone")]
-    names = sorted(file.name for file in files[0].glob("*.safetensors"))
-    assert names
-    for name in names:
-        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
+    for variant in RUNS:
+        runs = [tmp_path / f"{name}_{variant}" / "pipeline" for name in ("together", "alone")]
+        names = sorted(file.relative_to(runs[0]) for file in runs[0].rglob("*.safetensors"))
+        assert names
+        for name in names:
+            assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), (variant, name)
 
 
 def test_modules_without_weights_keep_what_they_calculate() -> None:

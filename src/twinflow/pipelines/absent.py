@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from twinflow.errors import TwinflowError
 from twinflow.pipelines.weightless import Weightless, put_before, take_back
 
 # Does the work where the weights are, and returns what came out in all processes; all of them have to call it.
@@ -34,10 +35,16 @@ def absent_transformer(path_or_id: str) -> Any:
     """The transformer of a stock pipeline, without its weights: no file of them is opened."""
     import diffusers
 
-    parts = diffusers.DiffusionPipeline.load_config(path_or_id)
-    kind: Any = getattr(diffusers, parts["transformer"][1])
+    try:
+        parts = diffusers.DiffusionPipeline.load_config(path_or_id)
+        kind: Any = getattr(diffusers, parts["transformer"][1])
+        config = kind.load_config(path_or_id, subfolder="transformer")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise TwinflowError(
+            f"{path_or_id} is not a diffusers pipeline with a transformer: {error}"
+        ) from error
     with without_weights():
-        transformer = kind.from_config(kind.load_config(path_or_id, subfolder="transformer"))
+        transformer = kind.from_config(config)
     put_before(transformer, Weightless)
     return transformer.eval()
 

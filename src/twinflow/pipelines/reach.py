@@ -85,18 +85,23 @@ def watch(pipe: AnyStepPipeline) -> Reach:
 def default_targets(pipe: AnyStepPipeline) -> list[str]:
     """Names of the layers that a LoRA is put on: the Linears of repeated blocks that work on tokens and have an
     effect, which are those of attention and feed-forward, and those of the time MLP (not of its branch)."""
-    transformer, reach = pipe.pipe.transformer, watch(pipe)
+    transformer = pipe.pipe.transformer
     blocks = in_repeated_blocks(transformer)
-    found = [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-        and name in blocks
-        and name in reach.runs
-        and not reach.in_vain(name)
-        # One row a sample, or two where clean tokens have a time of their own, is a modulation.
-        and reach.runs[name].rows > 2
-    ]
+
+    def on_tokens() -> list[str]:
+        reach = watch(pipe)
+        return [
+            name
+            for name, module in transformer.named_modules()
+            if isinstance(module, nn.Linear)
+            and name in blocks
+            and name in reach.runs
+            and not reach.in_vain(name)
+            # One row a sample, or two where clean tokens have a time of their own, is a modulation.
+            and reach.runs[name].rows > 2
+        ]
+
+    found: list[str] = where_the_weights_are(transformer, on_tokens)
     mlp_path = pipe.adapter.wiring.time_path.mlp
     mlp = transformer.get_submodule(mlp_path)
     layers = {id(layer) for layer in linears(mlp)}

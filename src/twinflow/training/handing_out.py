@@ -20,7 +20,7 @@ def elsewhere(network: nn.Module) -> Together | None:
 def hand_out(
     network: nn.Module, originals: dict[str, nn.Parameter], *, device: torch.device, together: Together
 ) -> None:
-    """Fill the slices of ``network``, which is cut already, in all processes; every one has to call this.
+    """Fill ``network``, or its slices where it is cut, in all processes; every one has to call this.
 
     ``originals``: the whole parameters where they are; emptied. One of them at a time is whole elsewhere, on
     ``device``. Tables that modules have calculated for themselves become those of the first process too.

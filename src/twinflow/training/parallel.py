@@ -35,11 +35,15 @@ class Replicated:
 
     sharded = False
 
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
+    def __init__(self, processes: Processes, device: torch.device) -> None:
+        self._processes, self.device = processes, device
 
     def place(self, network: nn.Module) -> None:
-        """It is whole already."""
+        """It is whole already, or is received from the process that has read it."""
+        together = elsewhere(network)
+        if together is not None:
+            originals = dict(network.named_parameters()) if together.here else {}
+            hand_out(network, originals, device=self.device, together=together)
 
     def whole(
         self, network: nn.Module, average: ParameterAverage | None, *, keep: bool
@@ -197,7 +201,7 @@ def layout_of(recipe: Recipe, objective: Objective, processes: Processes, device
     """
     world, count = processes.world_size, shards_of(recipe, objective, processes, device)
     if count == 1:
-        return Replicated(processes)
+        return Replicated(processes, device)
     if hasattr(objective, "lockstep"):
         objective.lockstep = True  # or a process would wait for slices that another one does not send
     if recipe.parallel.mode != "hybrid":

@@ -21,6 +21,7 @@ from twinflow.training.ema import trained_parameters
 from twinflow.training.feed import Feed
 from twinflow.training.fields import Fields
 from twinflow.training.finite import FiniteGuard
+from twinflow.training.handing_out import elsewhere
 from twinflow.training.interrupt import Interruption, this_command
 from twinflow.training.logbook import Logbook, previewer_of
 from twinflow.training.networks import Companions, Trained
@@ -126,10 +127,13 @@ class Trainer:
             device=self.device,
         )
         self.previewer: Previewer | None = None
-        if self.processes.is_main or self.layout.sharded or sharing > 1:
+        draws = self.processes.is_main or self.layout.sharded or sharing > 1
+        if draws or elsewhere(network) is not None:  # which all have to ask then
             self.previewer = previewer_of(
                 recipe, self.pipe, self.dataset, self.feed.examples, device=self.device
             )
+        if not draws:
+            self.previewer = None
         if self.layout.sharded:
             self.feed.visit_sizes()
         self.fields = Fields(
