@@ -29,7 +29,8 @@ LAYERS: tuple[set[str], ...] = (
     {"pipelines"},
     {"objectives"},
     {"sampling"},
-    {"flow", "conditions", "field", "errors", "assets", "tensor_files"},
+    {"flow", "conditions", "field", "assets", "tensor_files"},
+    {"errors"},
 )
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from twinflow.errors import TwinflowError
 
 ROOT = Path(__file__).parent
 EMBEDDED_MODELS = ("shapeworld-tiny",)
@@ -15,3 +18,17 @@ def locate(path_or_id: str | Path) -> str:
     if name in EMBEDDED_MODELS and not Path(name).exists():
         return str(ROOT / name)
     return name
+
+
+def copy_model(name: str, folder: str | Path) -> Path:
+    """Write the embedded model ``name`` to ``folder``, for programs that know models by folders alone.
+
+    :class:`TwinflowError` for a name that there is not, and for a folder that is there already.
+    """
+    if name not in EMBEDDED_MODELS:
+        raise TwinflowError(f"{name!r} is no embedded model: one of {', '.join(EMBEDDED_MODELS)}")
+    target = Path(folder)
+    if target.exists():
+        raise TwinflowError(f"{target} is there already: choose another folder")
+    shutil.copytree(ROOT / name, target)
+    return target

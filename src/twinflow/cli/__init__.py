@@ -14,6 +14,7 @@ def main() -> None:
     _quiet()
     from twinflow.cli import (  # noqa: F401 - each puts its command on the app
         cache,
+        copy_model,
         export,
         export_checkpoint,
         geneval_detector,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from twinflow.assets import locate
 from twinflow.export.stock import is_picture
+from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.exported import STEPS_KEY, UNSHIFTED, Exported
 
 VIDEO, EDIT, IMAGE = "text-to-video", "image-to-image", "text-to-image"
@@ -18,31 +20,63 @@ def plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 def write_card(folder: str | Path, exported: Exported, *, edits: bool, video: bool) -> None:
     """``README.md`` for an export that stock diffusers runs."""
-    opening = 'pipe = DiffusionPipeline.from_pretrained("PATH")'
+    opening = f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r})"
     code = _code(
         exported, [opening], imports="from diffusers import DiffusionPipeline", edits=edits, video=video
     )
-    _write(folder, exported, code, HOW_FOLDER, edits=edits, video=video)
+    _write(folder, exported, f"{code}\n\n{_this(folder)}", HOW_FOLDER, edits=edits, video=video)
 
 
-def write_lora_card(folder: str | Path, exported: Exported, *, file: str, edits: bool, video: bool) -> None:
-    """``README.md`` for a LoRA, which needs the few-step scheduler beside it."""
-    settings = {name: exported.scheduler[name] for name in STEPPING if name in exported.scheduler}
-    arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-    opening = [
-        f'pipe = DiffusionPipeline.from_pretrained("{exported.base or "BASE MODEL"}")',
-        f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({arguments})",
-        f'pipe.load_lora_weights("PATH", weight_name="{file}")',
-    ]
+def write_lora_card(
+    folder: str | Path, exported: Exported, *, file: str, base: str | None, edits: bool, video: bool
+) -> None:
+    """``README.md`` for a LoRA, which needs the few-step scheduler beside it, on ``base``: a hub id, an embedded model
+    or a folder; None if that has no name.
+    """
     if file.startswith("comfyui"):
         times = ", ".join(f"{time:.4g}" for time in (*exported.times, 0))
         code = (
             f"ComfyUI: load LoRA, strength 1; CFG 1; sigmas {times}; sampler: lcm (fresh noise at each step)."
         )
     else:
+        stock, how = _stock_base(base)
+        settings = {name: exported.scheduler[name] for name in STEPPING if name in exported.scheduler}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        opening = [
+            f"pipe = DiffusionPipeline.from_pretrained({stock!r})",
+            f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({arguments})",
+            f"pipe.load_lora_weights({str(folder)!r}, weight_name={file!r})",
+        ]
         imports = "from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler"
         code = _code(exported, opening, imports=imports, edits=edits, video=video)
+        code = "\n\n".join(part for part in (how, code, _this(folder)) if part)
     _write(folder, exported, code, HOW_LORA, edits=edits, video=video)
+
+
+def _this(folder: str | Path) -> str:
+    return f"`{folder}` is this folder, as it was written; a name on the hub takes its place where it is published."
+
+
+def _stock_base(base: str | None) -> tuple[str, str]:
+    """What stock diffusers loads ``base`` by, and what has to be said, or done, before."""
+    if base is None:
+        return "BASE MODEL", "`BASE MODEL` is the pipeline that it was trained on, which had no name."
+    if locate(base) != base:
+        return base, (
+            f"Its base comes with twinflow. Once, `twinflow copy-model {base} {base}` writes it as a stock folder to "
+            "where the call below looks for it."
+        )
+    if not Path(base).is_dir():
+        return base, ""
+    if Manifest.read(Path(base)).adapter is not None:
+        return MERGED, (
+            f"Its base is a LoRA itself, which is merged first: `AnyStepPipeline.from_pretrained({base!r})"
+            f".merged().save_pretrained({MERGED!r})`, with twinflow."
+        )
+    return base, f"`{base}` is the base; a name on the hub takes its place where it is published."
+
+
+MERGED = "merged-base"
 
 
 STEPPING = (*UNSHIFTED, STEPS_KEY, "stochastic_sampling", "shift_terminal")

@@ -117,7 +117,10 @@ def to_lora(
     weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
     save_tensors(weights, folder / FILES[format], metadata={"format": "pt"})
     exported.save(folder)
-    write_lora_card(folder, exported, file=FILES[format], edits=pipe.edits, video=makes_clips(pipe))
+    named = pipe.base if base is None else None if isinstance(base, nn.Module) else str(base)
+    write_lora_card(
+        folder, exported, file=FILES[format], base=named, edits=pipe.edits, video=makes_clips(pipe)
+    )
     ranks = {name: len(part.down) for name, part in factors.items()}
     return LoraExport(
         file=folder / FILES[format], exported=exported, ranks=ranks, lost=lost, left_out=left_out
