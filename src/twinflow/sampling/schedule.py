@@ -1,4 +1,4 @@
-"""The times of a sampling run, in fp64, and the network evaluations that it spends on them."""
+"""The times of a sampling run, and the network evaluations that it spends on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from twinflow.sampling.settings import SamplerSettings, check_nfe, preset
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The steps of a run: from ``times[i]`` to ``times[i + 1]``, each with or without Heun's corrector."""
+    """The steps of a run: from ``times[i]`` to ``times[i + 1]``, each with or without Heun's corrector.
+
+    Times are numbers of fp32, as the network sees them, so that the state is where the network is told that it is:
+    to the bit as in stock schedulers, which compute ``1 - t`` from such a time.
+    """
 
     times: tuple[float, ...]  # steps + 1 times, falling, the last is 0
     corrected: tuple[bool, ...]  # one entry a step
@@ -71,7 +75,7 @@ def make_schedule(nfe: int, settings: SamplerSettings) -> Schedule:
     uncorrected = {steps - 1} if velocities % 2 else {0, steps - 1}
     times = time_grid(steps, gaps=settings.gaps, time_dist=settings.time_dist)
     return Schedule(
-        times=tuple(times.tolist()),
+        times=tuple(times.float().tolist()),
         corrected=tuple(settings.order == 2 and i not in uncorrected for i in range(steps)),
     )
 
