@@ -22,6 +22,7 @@ def test_the_page_shows_the_results_and_the_results_are_good():
         errors = [row["field"], row["lora_file"], *row["bake"].values()]
         errors += [row[key]["error"] for key in ("slim", "comfyui") if "error" in row[key]]
         assert max(errors) <= 1e-5, (name, errors)
+        assert max(row["bake_fp64"].values()) <= 1e-6, name
         assert row["full"]["finite"], name
         assert row["lora"]["finite"], name
         assert row["lora"]["frozen_moved"] == 0, name

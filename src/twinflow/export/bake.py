@@ -6,8 +6,8 @@ with ``dW h(t_k) = g(t_k)`` for all k is exact where it is used, and needs no bi
 
 ``h(t_k)`` is what the *stock* pipeline makes of the time, which in half precision some round on the way: Qwen-Image's
 sees 753.9 for 750. The edit leads from there to what the branch was trained at, the exact time, so that the rounding
-is repaired too. Where tokens of a source picture keep time 0, a row h(0) -> 0 keeps them as they are. The rank is
-one where no time is rounded and no token is clean, since all g(t) are parallel, and at most K + 1.
+is repaired too. Where tokens of a source picture keep time 0, or may, since every token has a time of its own, a row
+h(0) -> 0 keeps them as they are. The rank is one where no time is rounded, since all g(t) are parallel, and at most K.
 """
 
 from __future__ import annotations
@@ -100,10 +100,14 @@ def bake_target_time(
     """
     transformer = stock.transformer
     mlp_path = transformer._time_mlp_path
+    per_token = pipe.adapter.wiring.time_path.rows == "tokens"
     layer, last = _last_linear(transformer, mlp_path)
     branch = transformer.get_submodule(mlp_path).target_embedder
-    signal = copy.deepcopy(branch).double()(torch.zeros(1, device=pipe.device))[0]  # (channels,)
+    # As precise as the network computes it: in fp32 to the last bit what training saw.
+    precise = torch.promote_types(last.weight.dtype, torch.float32)
+    signal = copy.deepcopy(branch).to(precise)(torch.zeros(1, device=pipe.device)).double()[0]  # (channels,)
     trained = _trained_steps(pipe, transformer, last, times)
+    clean = _trained_steps(pipe, transformer, last, [0.0] if per_token else [])
     tt.detach_target_time(transformer)
     asked = _asked_steps(pipe, stock, last, nfe=nfe, times=times)
     weight = _weight_of(transformer.get_submodule(layer))
@@ -123,6 +127,9 @@ def bake_target_time(
         features.append(given.hidden.double())
         gate = float(torch.tensor(time, dtype=torch.float32))  # t - r, as the field has it
         targets.append(repair + gate * exact.noisy.double()[:, None] * signal)
+    for step in clean:  # at time 0 the gate is closed
+        features.append(step.hidden.double())
+        targets.append(torch.zeros_like(targets[0][:1]).expand(len(step.hidden), -1))
     return _solve(layer, torch.cat(features), torch.cat(targets), times=times).check()
 
 
