@@ -12,7 +12,7 @@ from twinflow.conditions import concat_rows, take_rows
 from twinflow.export import to_slim
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.pipelines import AnyStepPipeline
-from twinflow.pipelines.adapter import NOISY
+from twinflow.pipelines.condition import NOISY
 from twinflow.pipelines.geometry import Size
 from twinflow.sampling import few_step_times, seeded_noise
 
@@ -82,7 +82,9 @@ def test_clean_tokens_get_no_target_time():
     assert path.rows == "tokens"
     seen = []
     mlp = any_step.pipe.transformer.get_submodule(path.mlp)
-    mlp.register_forward_hook(lambda module, args, output: seen.append(output.reshape(2, -1, output.shape[-1])))
+    mlp.register_forward_hook(
+        lambda module, args, output: seen.append(output.reshape(2, -1, output.shape[-1]))
+    )
     x, t = noise(any_step, 2), torch.tensor([0.9, 0.4])
     cond = first_frame_clean(any_step.encode_prompts(PROMPTS[:2]))
     for times, r in ((t, t), (t, torch.zeros(2)), (torch.zeros(2), torch.zeros(2))):
@@ -144,5 +146,6 @@ def test_another_size_is_as_good_as_a_pipeline_opened_with_it():
     large = AnyStepPipeline(stock_pipeline(), call=CALL | size.arguments(), target_time=False)
     large.pipe.transformer = small.pipe.transformer
     large.network.transformer = small.pipe.transformer
-    ours, theirs = (p(PROMPTS[:1], nfe=2, seed=3, **o).latents for p, o in ((small, {"size": size}), (large, {})))
+    ours = small(PROMPTS[:2], nfe=2, seed=3, size=size).latents
+    theirs = large(PROMPTS[:2], nfe=2, seed=3).latents
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

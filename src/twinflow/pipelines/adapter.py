@@ -15,15 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.pipelines.condition import Condition
+from twinflow.pipelines.condition import NOISY, Condition
 from twinflow.pipelines.geometry import Geometry, Size
 from twinflow.pipelines.single_frame import use_single_frames
 from twinflow.pipelines.watching import Stop, Watcher, run_stock
 from twinflow.pipelines.wiring import Wiring, discover
 
-# Names of entries of a condition that are no arguments of the transformer.
+# As NOISY is, the name of an entry of a condition that is no argument of the transformer.
 TAIL = "source_tokens"  # (B, tokens, channels) of source pictures, which follow the state
-NOISY = "noisy_tokens"  # (B, tokens) true where a token's time is t, false where it is 0
 
 
 class Adapter:
@@ -103,7 +102,7 @@ class Adapter:
         if wiring.state_has_tail:
             tensors[TAIL] = state[:, wiring.state_shape[0] :].detach()
         if wiring.time_per_token:
-            tensors[NOISY] = (time - wiring.offset - wiring.slope).abs() < 0.1 * abs(wiring.slope)
+            tensors[NOISY] = wiring.noisy(time)
         return Condition(tensors=tensors, lists=lists, shared=arguments)
 
     def _first_call(self, prompts: list[str], call: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch.nn.functional import pad
 # The prompt's tokens, and the masks that families pass beside them: true where a token counts.
 TOKENS = "encoder_hidden_states"
 MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
+# No argument of the transformer: (B, tokens) true where a token's time is t, false where it is 0.
+NOISY = "noisy_tokens"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.pipelines.condition import Condition, same
+from twinflow.pipelines.condition import NOISY, Condition, same
 from twinflow.pipelines.latents import LatentCodec, find_codec
 from twinflow.pipelines.watching import Watcher, run_stock
 from twinflow.pipelines.wiring import PROMPTS, Wiring, refusal
@@ -92,6 +92,9 @@ class Geometry:
                 lists[name] = [self._sized(entry, value[0]) for entry in cond.lists[name]]
             elif name in shared:
                 shared[name] = value
+        if NOISY in tensors:  # read off the times, of which there are as many as tokens
+            noisy = self.wiring.noisy(self.arguments[self.wiring.time])[:1]
+            tensors[NOISY] = noisy.expand(len(cond), -1)
         return Condition(tensors=tensors, lists=lists, shared=shared)
 
     @staticmethod

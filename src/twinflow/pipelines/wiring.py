@@ -53,6 +53,10 @@ class Wiring:
                     state = state.unsqueeze(axis + 1)
         return list(state.unbind()) if self.state_is_list else state
 
+    def noisy(self, times: Tensor) -> Tensor:
+        """Which tokens of the times (B, tokens) in a first call, at t = 1, are noise."""
+        return (times - self.offset - self.slope).abs() < 0.1 * abs(self.slope)
+
     def velocity_of(self, output: Any, *, like: Tensor) -> Tensor:
         """Velocity, of the shape of the state ``like`` (B, …), of what the transformer returned."""
         value = stacked(first(output))
