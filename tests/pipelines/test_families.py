@@ -100,6 +100,7 @@ def test_a_new_network_that_still_returns_zero_is_driven_alike(family):
 
 def test_rows_of_conditions_are_as_good_as_separate_calls(family):
     any_step = train_branch(opened(family))
+    any_step.pipe.transformer.double()  # batches of another size are sums of another order
     x, t, r = noise(any_step), torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 0.1])
     together = any_step.encode_prompts(PROMPTS)
     assert len(together) == len(PROMPTS)
@@ -113,7 +114,7 @@ def test_rows_of_conditions_are_as_good_as_separate_calls(family):
             ]
         )
         spread = expected.abs().max()
-        close = {"rtol": 0, "atol": 1e-5 * float(spread)}
+        close = {"rtol": 0, "atol": 1e-7 * float(spread)}
         torch.testing.assert_close(any_step.field(x, t, r, together), expected, **close)
         rows = torch.tensor([2, 0, 0])
         picked = any_step.field(x[rows], t[rows], r[rows], take_rows(together, rows))
