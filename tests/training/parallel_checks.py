@@ -148,15 +148,19 @@ def check_saved(folder: Path, name: str, steps: int, background: bool, **section
 
 
 def check_bf16(folder: Path, mode: str) -> None:
-    """Half precision, with accumulation, pictures that all processes draw, and data that is encoded on the way."""
-    several(
+    """Half precision, with accumulation, pictures of which each process draws a part, and data that is encoded on the
+    way; in the end, these pictures beside those that each process draws by itself."""
+    run = several(
         folder / f"bf16_{mode}",
         "full",
         {"mode": mode},
         train={"steps": 2, "batch": 2, "accumulate": 2, "precision": "bf16"},
-        preview={"every": 2, "prompts": ["red", "blue"], "nfe": [1, 2]},
+        preview={"every": 2, "prompts": ["red", "blue", "green"], "nfe": [1, 2]},
         data={"kind": "shapeworld", "cache": False},
     )
+    assert run.previewer is not None
+    drawn = [run.previewer.draw(run.pipe.field, processes) for processes in (run.processes, None)]
+    torch.save(drawn, folder / f"bf16_{mode}_{dist.get_rank()}.pt")
 
 
 def check_slices(folder: Path) -> None:

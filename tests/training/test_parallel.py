@@ -128,6 +128,19 @@ def test_half_precision(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["shard", "replicate"])
+def test_pictures_are_drawn_in_parts(mode: str, folder: Path) -> None:
+    """Three pictures by two processes; both have all of them, up to the roundoff of other numbers of rows."""
+    grids = [torch.load(folder / f"bf16_{mode}_{rank}.pt") for rank in range(2)]
+    for parts, alone in grids:
+        assert parts.keys() == alone.keys() == {1, 2}
+        for nfe, grid in alone.items():
+            assert grid.std() > 0.01
+            torch.testing.assert_close(parts[nfe], grid, rtol=0, atol=1e-4)
+            assert torch.equal(parts[nfe], grids[0][0][nfe])
+
+
+@pytest.mark.slow
 def test_moments_in_few_bits(folder: Path) -> None:
     """Blocks of moments are those of the slices: exactly resumed by as many processes, refused by another number."""
     assert_same(*(folder / name / "checkpoints" / "step_00000004" for name in ("few_bits", "few_bits_cut")))

@@ -64,10 +64,10 @@ class Logbook:
         self.display.log(self.state.step, values)
 
     def preview(self, field: Field) -> None:
-        """Draw with ``field``; of a sharded network all processes have to."""
+        """Draw with ``field``; all processes have to, each its part."""
         if self.previewer is None:
             return
-        grids = self.previewer.draw(field)
+        grids = self.previewer.draw(field, self.processes)
         if self._writer is None:
             return
         for nfe, grid in grids.items():

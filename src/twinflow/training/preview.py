@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from twinflow.conditions import take_rows
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Field
 from twinflow.recipes.sections import Preview as Settings
 from twinflow.sampling import sample, sampling_steps, seeded_noise
+from twinflow.training.processes import Processes
 from twinflow.training.protocols import Drawable
 
 
@@ -48,12 +50,19 @@ class Previewer:
                 raise TwinflowError(f"preview.nfe = {nfe} with preview.sampler: {error}") from error
 
     @torch.no_grad()
-    def draw(self, field: Field) -> dict[int, Tensor]:
-        """A grid (3, H, W) in [0, 1] for each NFE."""
+    def draw(self, field: Field, processes: Processes | None = None) -> dict[int, Tensor]:
+        """A grid (3, H, W) in [0, 1] for each NFE; each of ``processes`` draws a part of it, and gets the whole."""
+        processes = processes or Processes()
+        count = len(self._noise)
+        each = math.ceil(count / processes.data_count)  # of all, as sharded weights want equally many calls
+        own = (torch.arange(each) + each * processes.data_rank).clamp(max=count - 1).to(self._noise.device)
+        noise, cond = self._noise[own], take_rows(self._cond, own)
         grids = {}
         for nfe in self.settings.nfe:
-            latents = sample(field, self._noise, self._cond, nfe=nfe, **self._options)
-            grids[nfe] = picture_grid(self.pipe.decode(latents).float().cpu())
+            latents = sample(field, noise, cond, nfe=nfe, **self._options)
+            pixels = {"pixels": self.pipe.decode(latents).float()}
+            parts = processes.gather(pixels, noise.device)[:: processes.context]
+            grids[nfe] = picture_grid(torch.cat([part["pixels"].cpu() for part in parts])[:count])
         return grids
 
 
