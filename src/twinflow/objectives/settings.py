@@ -50,7 +50,8 @@ class AnyStepSettings(Objective):
     their average, steadier. ``"frozen"``: the initial model, for the guidance alone; jumps use the student.
 
     **Loss.** ``loss``: ``"barron"`` gives each row a gradient of the same size whatever its error
-    (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out); ``"l2"`` favours the
+    (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out: try 0.5 with
+    ``velocity="field"``, or the small errors of short jumps weigh as much as those of long ones); ``"l2"`` favours the
     rows with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to 4.08 to 1, ``"none"``
     does not.
 
