@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from report.checker import Checker
@@ -14,7 +15,8 @@ from twinflow.data.shapeworld import draw_scene, evaluation_suite, render
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.page import PROMPTS, headline, leaderboard_page
-from twinflow.lab.plots import columns, ranking
+from twinflow.lab.plots import ranking
+from twinflow.report.plots import apart
 
 from .outcomes import outcome
 
@@ -91,6 +93,7 @@ def test_what_the_search_found_on_the_way_is_kept() -> None:
     assert (board.base_nfe, board.base_score, ranking(board, 1)) == (1, 0.9, ["twinflow"])
 
 
-def test_names_of_points_that_are_close_stand_in_one_column_right_of_them() -> None:
-    assert columns([1.0, 1.02, 2.0, 2.05]) == {1.0: 1.02, 1.02: 1.02, 2.0: 2.05, 2.05: 2.05}
-    assert columns([1.0, 10.0]) == {1.0: 1.0, 10.0: 10.0}
+def test_names_that_would_touch_are_moved_apart() -> None:
+    assert apart([0.2, 0.5], gap=0.1) == [0.2, 0.5]
+    assert apart([0.5, 0.5, 0.5], gap=0.1) == pytest.approx([0.4, 0.5, 0.6])
+    assert apart([0.0, 0.0, 1.0, 1.0], gap=0.1) == pytest.approx([0.0, 0.1, 0.9, 1.0])

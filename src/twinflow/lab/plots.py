@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from twinflow.lab.leaderboard import Leaderboard, Standing
-from twinflow.report.plots import INK, RULE, SERIES, draw_svg, label_ends
+from twinflow.report.plots import INK, RULE, SERIES, apart, draw_svg
 
 Point = tuple[float, float]  # cost, score
 
@@ -73,15 +73,6 @@ def ranking(board: Leaderboard, nfe: int) -> list[str]:
     return sorted(found, key=lambda method: found[method], reverse=True)
 
 
-def columns(xs: Sequence[float], *, ratio: float = 1.03) -> dict[float, float]:
-    """Where to put the names of points at ``xs``: those close to each other in one column, right of them all."""
-    places: dict[float, float] = {}
-    for x in sorted(xs, reverse=True):
-        right = min(places.values(), default=x)
-        places[x] = right if right <= x * ratio else x
-    return places
-
-
 def _scored(board: Leaderboard, nfe: int) -> list[Standing]:
     return [s for s in board.standings if s.nfe == nfe and s.overall is not None]
 
@@ -121,7 +112,29 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel(unit)
-        places = columns([x for x, *_ in ends])
-        label_ends(ax, [(places[x], y, method, color) for x, y, method, color in ends], gap=0.06)
+        _name(ax, ends)
 
     return draw_svg(name, draw, size=(4.6, 3.9))
+
+
+def _name(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names (x, y, name, color) of points in one column right of the plot, each with a line to its point."""
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = apart([to_axes.transform((x, y))[1] for x, y, *_ in ends], gap=0.066)
+    for height, (x, y, method, color) in zip(heights, ends, strict=True):
+        ax.annotate(
+            method,
+            xy=(x, y),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            color=color,
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkB": 3,
+            },
+        )
