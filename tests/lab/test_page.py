@@ -16,7 +16,7 @@ from twinflow.evaluation.results import EvaluationTable
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.page import PROMPTS, headline, leaderboard_page
 from twinflow.lab.plots import ranking
-from twinflow.report.plots import apart
+from twinflow.report.names import apart
 
 from .outcomes import outcome
 

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from together import TESTS
 from twinflow.training.metrics import read_metrics
 
+from .same import assert_same_tensors
 from .test_parallel import assert_same
 
 
@@ -98,14 +97,6 @@ def test_killed_and_restarted(kind: str, tmp_path: Path) -> None:
     subprocess.run(program, check=True, capture_output=True)
     for file in files:
         assert_same_tensors(pipelines[0] / file, exported / file)
-
-
-def assert_same_tensors(one: Path, other: Path) -> None:
-    """Bit for bit; the order of a file's metadata is anything."""
-    ours, theirs = load_file(one), load_file(other)
-    assert ours.keys() == theirs.keys(), one
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), (one, name)
 
 
 FAILING = """

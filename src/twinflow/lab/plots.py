@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from twinflow.lab.leaderboard import Leaderboard, Standing
-from twinflow.report.plots import INK, RULE, SERIES, apart, draw_svg
+from twinflow.report.names import label_aside
+from twinflow.report.plots import INK, RULE, SERIES, draw_svg
 
 Point = tuple[float, float]  # cost, score
 
@@ -112,29 +113,6 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel(unit)
-        _name(ax, ends)
+        label_aside(ax, ends)
 
     return draw_svg(name, draw, size=(4.6, 3.9))
-
-
-def _name(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names (x, y, name, color) of points in one column right of the plot, each with a line to its point."""
-    to_axes = ax.transData + ax.transAxes.inverted()
-    ends = sorted(ends, key=lambda end: end[1])
-    heights = apart([to_axes.transform((x, y))[1] for x, y, *_ in ends], gap=0.066)
-    for height, (x, y, method, color) in zip(heights, ends, strict=True):
-        ax.annotate(
-            method,
-            xy=(x, y),
-            xytext=(1.03, height),
-            textcoords="axes fraction",
-            color=color,
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "linewidth": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkB": 3,
-            },
-        )

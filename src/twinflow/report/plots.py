@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.report.losses import TOTAL, Curve
+from twinflow.report.names import label_ends
 from twinflow.report.text import row_name, seconds, task_interval, task_name, tasks_of
 
 # Matplotlib wants colours: these stand for CSS variables, and are replaced in the finished SVG.
@@ -253,30 +253,6 @@ def _strengths(rows: Sequence[EvaluationRow]) -> list[float]:
         later = sum(other.model == row.model for other in rows[i + 1 :])
         result.append(max(0.3, 1 - 0.55 * later))
     return result
-
-
-def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.075) -> None:
-    """Name each line where it ends; (x, y, name, color). Names that would touch are moved apart, up and down."""
-    to_axes = ax.transData + ax.transAxes.inverted()
-    for end in sorted({x for x, *_ in ends}):
-        here = [(to_axes.transform((x, y)), label, color) for x, y, label, color in ends if x == end]
-        here.sort(key=lambda place: place[0][1])
-        heights = apart([point[1] for point, _, _ in here], gap=gap)
-        for height, (point, label, color) in zip(heights, here, strict=True):
-            ax.text(point[0] + 0.025, height, label, transform=ax.transAxes, color=color, va="center")
-
-
-def apart(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Rising ``heights`` moved as little as it takes to be ``gap`` apart, and into [0, 1] if they have room."""
-    # Less i * gap they have only to rise: least squares is to replace runs that fall by their mean.
-    runs: list[list[float]] = []
-    for i, height in enumerate(heights):
-        runs.append([height - i * gap])
-        while len(runs) > 1 and fmean(runs[-1]) < fmean(runs[-2]):
-            runs[-2:] = [runs[-2] + runs[-1]]
-    room = 1 - (len(heights) - 1) * gap
-    places = [min(max(fmean(run), 0.0), room) for run in runs for _ in run]
-    return [place + i * gap for i, place in enumerate(places)]
 
 
 def draw_svg(name: str, draw: Callable[[Axes], None], *, size: tuple[float, float]) -> str:

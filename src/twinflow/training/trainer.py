@@ -21,13 +21,11 @@ from twinflow.training.ema import trained_parameters
 from twinflow.training.feed import Feed
 from twinflow.training.fields import Fields
 from twinflow.training.finite import FiniteGuard
-from twinflow.training.handing_out import elsewhere
 from twinflow.training.interrupt import Interruption, this_command
 from twinflow.training.logbook import Logbook, previewer_of
 from twinflow.training.networks import Companions, Trained
 from twinflow.training.optim import learning_rate
 from twinflow.training.parallel import layout_of, place_of
-from twinflow.training.preview import Previewer
 from twinflow.training.progress import ProgressDisplay
 from twinflow.training.protocols import Dataset, Trainable
 from twinflow.training.randomness import seed_all
@@ -126,14 +124,7 @@ class Trainer:
             display=self._display,
             device=self.device,
         )
-        self.previewer: Previewer | None = None
-        draws = self.processes.is_main or self.layout.sharded or sharing > 1
-        if draws or elsewhere(network) is not None:  # which all have to ask then
-            self.previewer = previewer_of(
-                recipe, self.pipe, self.dataset, self.feed.examples, device=self.device
-            )
-        if not draws:
-            self.previewer = None
+        self.previewer = previewer_of(recipe, self.pipe, self.dataset, self.feed.examples, device=self.device)
         if self.layout.sharded:
             self.feed.visit_sizes()
         self.fields = Fields(
