@@ -92,7 +92,7 @@ def test_a_comparison_from_start_to_leaderboard_and_again(tmp_path: Path) -> Non
         run_lab(load_lab(comparison(tmp_path, search=search, methods=changed)))
 
 
-@pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 11), ("lab_ablations", 20)])
+@pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 11), ("lab_ablations", 21)])
 def test_the_recipes_of_the_repository_are_valid_at_every_size(name: str, methods: int) -> None:
     for size in (None, "smoke", "hour", "gpu"):
         lab = load_lab(RECIPES / f"{name}.yaml", size=size)
