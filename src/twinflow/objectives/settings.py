@@ -51,9 +51,9 @@ class AnyStepSettings(Objective):
 
     **Loss.** ``loss``: ``"barron"`` gives each row a gradient of the same size whatever its error
     (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out: try 0.5 with
-    ``velocity="field"``, or the small errors of short jumps weigh as much as those of long ones); ``"l2"`` favours the
-    rows with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to 4.08 to 1, ``"none"``
-    does not.
+    ``velocity="field"``, or the small errors of short jumps weigh as much as those of long ones);
+    ``"l2"`` favours the rows with large errors. ``weighting``: ``"tangent"`` stresses short jumps, up to
+    4.08 to 1, ``"none"`` does not.
 
     **Rectification (eq. 9).** ``rectify``: kappa, the pull of the one-step samples' distribution to the
     model's own data distribution; what makes one step sharp. Too high: loss of diversity, or instability

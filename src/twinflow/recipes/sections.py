@@ -102,9 +102,7 @@ class Ema(Section):
 
     decay: Share = 0.999  # weights that are drawn with and saved at the end; 0: the trained ones themselves
     teacher_decay: Share = 0.99  # the teacher of an objective with teacher: ema
-    on_host: bool = (
-        False  # keep the average that is drawn with in pinned memory of the host, not on the device
-    )
+    on_host: bool = False  # keep the average that is drawn with in pinned memory of the host
     every: AtLeastOne = 1  # steps from one update of it to the next, whose decay is to that power
 
 
