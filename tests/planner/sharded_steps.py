@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from families import FAMILIES
+from together import take_part
 from training.test_families import Noises
 from training.tiny import tiny_recipe
 from twinflow.pipelines import AnyStepPipeline
@@ -135,12 +135,4 @@ def measure(case: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, place, *wanted = sys.argv[1:]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{place}/meet_{world}", rank=int(rank), world_size=int(world)
-    )
-    for case in wanted:
-        measure(case, Path(place))
-        dist.barrier()
-    dist.destroy_process_group()
+    take_part(lambda folder, case: measure(case, folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from families import FAMILIES
+from together import take_part
 from twinflow.training import Trainer
 from twinflow.training.shards import local
 
@@ -68,12 +68,4 @@ def check_equal(folder: Path, variant: str, layout: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, place, *wanted = sys.argv[1:]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{place}/meet_{world}", rank=int(rank), world_size=int(world)
-    )
-    for check in wanted:
-        check_equal(Path(place), *check.split(":"))
-        dist.barrier()
-    dist.destroy_process_group()
+    take_part(lambda folder, name: check_equal(folder, *name.split(":")))

@@ -1,20 +1,19 @@
-"""``python -m training.opening_checks RANK WORLD FOLDER``: one of the processes of test_opening.py."""
+"""``python -m training.opening_checks RANK WORLD FOLDER CHECK…``: one of the processes of test_opening.py."""
 
 from __future__ import annotations
 
 import gc
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import torch.distributed as dist
 
 from families import FAMILIES
 from planner.sharded_steps import resident
+from together import take_part
 from twinflow import launch
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.parallel import layout_of
@@ -43,7 +42,9 @@ def recipe_of(folder: Path, name: str, **sections: Any) -> Any:
 
 
 def write_large(folder: Path) -> None:
-    """A pipeline whose transformer, of six blocks, outweighs all else by far."""
+    """A pipeline whose transformer, of six blocks, outweighs all else by far; by the first process."""
+    if not Processes.current().is_main:
+        return
     stock = FAMILY.stock()
     torch.manual_seed(0)
     config = dict(stock.transformer.config) | {"num_layers": 6, "attention_head_dim": 64}
@@ -142,16 +143,7 @@ def check_runs(folder: Path) -> None:
             launch.build_trainer(recipe).run()
 
 
+CHECKS = {"large": write_large, "memory": check_memory, "variants": check_variants, "runs": check_runs}
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, place = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=int(rank), world_size=int(world))
-    if int(rank) == 0:
-        write_large(Path(place))
-    dist.barrier()
-    check_memory(Path(place))
-    dist.barrier()
-    check_variants(Path(place))
-    dist.barrier()
-    check_runs(Path(place))
-    dist.destroy_process_group()
+    take_part(lambda folder, name: CHECKS[name](folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from families import FAMILIES
+from together import take_part
 from twinflow.objectives import Step, TwinFlow
 from twinflow.recipes.sections import Optimizer
 from twinflow.training import Trainer
@@ -237,12 +237,4 @@ CHECKS: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, place, *wanted = sys.argv[1:]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{place}/meet_{world}_{wanted[0]}", rank=int(rank), world_size=int(world)
-    )
-    for check in wanted:
-        CHECKS[check](Path(place))
-        dist.barrier()
-    dist.destroy_process_group()
+    take_part(lambda folder, name: CHECKS[name](folder))

@@ -13,7 +13,7 @@ from together import RESIDENT, run_together
 from twinflow.pipelines.absent import without_weights
 from twinflow.training.processes import Processes
 
-from .opening_checks import RUNS
+from .opening_checks import CHECKS, RUNS
 from .same import assert_same_tensors
 
 
@@ -21,7 +21,14 @@ from .same import assert_same_tensors
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read in /proc")
 def test_processes_open_a_network_together(tmp_path: Path) -> None:
     """Weights are those of an ordinary opening bit for bit, and a run is the same run (checked in the processes)."""
-    run_together("training.opening_checks", world=2, folder=tmp_path, seconds=400, environment=RESIDENT)
+    run_together(
+        "training.opening_checks",
+        world=2,
+        folder=tmp_path,
+        arguments=list(CHECKS),
+        seconds=400,
+        environment=RESIDENT,
+    )
     found = [json.loads((tmp_path / f"memory_{rank}.json").read_text()) for rank in range(2)]
     size = found[0]["size"]
     assert all(of_one["alone"] > size for of_one in found), "what would be seen of a whole network"
