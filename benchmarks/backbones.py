@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 import transformers
 from backbones_tables import RESULTS, STEPS, write_docs
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.all_families import PROMPT, RENOISE_SEED, SEED, draw, run_stock_program, trained
 from export.test_single_file import PUBLISHED
@@ -46,7 +45,7 @@ from twinflow.sampling import seeded_noise
 TRAINING_STEPS = 20
 LORA_RANK = 4
 # Published configurations, which are diffusers' defaults, for the size of slim exports.
-REAL: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+REAL: dict[str, tuple[str, Any]] = {
     "qwen": ("Qwen-Image", diffusers.QwenImageTransformer2DModel),
     "flux2_klein": ("FLUX.2", diffusers.Flux2Transformer2DModel),
     "zimage": ("Z-Image", diffusers.ZImageTransformer2DModel),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,7 @@ def _comfyui(row: dict[str, Any]) -> str:
 def write_docs(rows: dict[str, Any]) -> None:
     text = DOCS.read_text()
     for mark, made in (("families", table(rows)), ("sizes", sizes(rows))):
-        block = f"<!-- {mark} -->\n{made}\n<!-- /{mark} -->"
-        text = re.sub(f"<!-- {mark} -->.*<!-- /{mark} -->", lambda _, b=block: b, text, flags=re.DOTALL)
+        before, rest = text.split(f"<!-- {mark} -->", 1)
+        _, after = rest.split(f"<!-- /{mark} -->", 1)
+        text = f"{before}<!-- {mark} -->\n{made}\n<!-- /{mark} -->{after}"
     DOCS.write_text(text)

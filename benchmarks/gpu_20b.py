@@ -26,7 +26,8 @@ from typing import Any
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-from qwen20b import Case, latency, measure
+from qwen20b import Case, measure
+from qwen20b_drawing import latency
 
 CASES = {
     "adamw4bit_512": Case(),

@@ -84,7 +84,7 @@ def measure(lab: Lab, method: str) -> dict[str, int]:
     """What a run of ``method`` holds after enough steps for all of its networks to have been trained."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = lab.recipe(method, seed=0, steps=12, folder=Path(folder) / "run")
-        update = {"train": recipe.train.model_copy(update={"batch": 2})}
+        update: dict[str, Any] = {"train": recipe.train.model_copy(update={"batch": 2})}
         update |= {"data": recipe.data.model_copy(update={"length": 4, "encode_batch": 4})}
         trainer = build_trainer(recipe.model_copy(update=update))
         trainer.run()

@@ -86,7 +86,7 @@ def on_prompts(pipe: AnyStepPipeline, prompts: list[str]) -> dict[str, Any]:
 
 def count(name: str) -> dict[str, int]:
     with torch.device("meta"):
-        transformer = diffusers.SD3Transformer2DModel(**PUBLISHED[name]["config"])
+        transformer: Any = diffusers.SD3Transformer2DModel(**PUBLISHED[name]["config"])
     last = transformer.transformer_blocks[-1]
     return {
         "parameters": parameters(transformer),
