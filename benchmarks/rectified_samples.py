@@ -76,7 +76,7 @@ def samples_follow(
 
 
 def network_follows(fields: Fields, student: AnyStepPipeline, real: str, *, steps: int) -> None:
-    """Give ``student`` the average of its weights over ``steps`` of eq. 9. Delta_v has length 1 at most, as in training."""
+    """Give ``student`` the average of its weights over ``steps`` of eq. 9, where Delta_v has length 1 at most."""
     random = Generator().manual_seed(2)
     data = ShapeWorldDataset("tiny", length=CAPTIONS, seed=77)
     captions = [data[i]["caption"] for i in range(CAPTIONS)]
