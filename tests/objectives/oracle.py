@@ -38,7 +38,7 @@ def twinflow_loss(
     drawn_t = torch.rand(count, generator=generator, dtype=x.dtype) * s.time.scale
     drawn_u = torch.rand(count, generator=generator, dtype=x.dtype)
     z, z_sample, z_rectify = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(3))
-    t_rectify = torch.rand(count, generator=generator, dtype=x.dtype) * s.rectify_time.scale
+    t_rectify = torch.rand(count, generator=generator, dtype=x.dtype)
     node_u = torch.rand(s.order - 1, count, generator=generator, dtype=x.dtype)
 
     # Times by role.
@@ -130,16 +130,7 @@ def twinflow_loss(
         with torch.no_grad():
             x_hat = x_t - prediction
             x_r = col(t_rectify) * z_rectify + (1 - col(t_rectify)) * x_hat
-            judge = guide if s.rectify_field == "teacher" else field
-            real = judge(x_r, t_rectify, t_rectify, cond)
-            if s.rectify_field == "teacher" and s.guidance > 0:
-                f_u = judge(x_r, t_rectify, t_rectify, uncond.expand(count, -1))
-                inside = (t_rectify > s.guidance_range[0]) & (t_rectify < s.guidance_range[1])
-                guided = real + s.guidance * (real - f_u)
-                if s.image_free:
-                    guided = f_u + s.guidance * (real - f_u)
-                real = torch.where(col(inside), guided, real)
-            gap = field(x_r, -t_rectify, -t_rectify, cond) - real
+            gap = field(x_r, -t_rectify, -t_rectify, cond) - field(x_r, t_rectify, t_rectify, cond)
             gap = gap if s.rectify_clamp is None else gap.clamp(-s.rectify_clamp, s.rectify_clamp)
         rows = distance(prediction, (prediction - gap).detach())
         total = total + s.rectify * torch.where(one_step, rows, zero).sum() / (count * one_step_share)

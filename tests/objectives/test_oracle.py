@@ -27,8 +27,6 @@ CHOICES: dict[str, list[Any]] = {
     "weighting": ["tangent", "none"],
     "rectify": [0.0, 0.5],
     "rectify_clamp": [1.0, 0.1, None],
-    "rectify_time": [{"kind": "uniform"}, {"kind": "uniform", "scale": 0.6}],
-    "rectify_field": ["student", "teacher"],
     "clamp": [1.0, None, 0.2],
     "delta": [0.01, 0.1],
     "any_step_span": [1.0, 0.6, 0.02],
@@ -54,8 +52,6 @@ def configurations(count: int) -> Iterator[tuple[int, dict[str, Any]]]:
     while count > 0:
         config = {key: chooser.choice(values) for key, values in CHOICES.items()}
         if config["teacher"] == "frozen" and config["image_free"] and config["guidance"] == 0:
-            continue
-        if config["teacher"] != "frozen" and config["rectify_field"] == "teacher":
             continue
         if config["nodes"] == "random" and config["longest_jump"] is not None:
             continue

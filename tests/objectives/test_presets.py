@@ -10,7 +10,6 @@ import yaml
 
 from twinflow.objectives import TwinFlow
 from twinflow.objectives.presets import PRESETS, preset
-from twinflow.objectives.times import TimeDistribution
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 ROLES = ("one_step", "tangent", "any_step", "fake", "consistency")
@@ -44,7 +43,6 @@ COMMON = {
     "delta": 0.01,
     "clamp": 1.0,
     "rectify_clamp": 1.0,
-    "rectify_field": "student",
     "nodes": "uniform",
     "any_step_span": 1.0,
     "tangent_gap": 0.05,
@@ -66,7 +64,7 @@ def test_a_preset_sets_everything_so_that_our_defaults_do_not_matter(name: str) 
     assert {key: settings[key] for key in COMMON} == COMMON
     built = TwinFlow(**settings)
     assert asdict(TwinFlow(**preset("twinflow", name))) == asdict(built)
-    assert built.time == built.rectify_time == TimeDistribution()
+    assert built.time.kind == "uniform"
     settings["roles"]["fake"] = 9.0  # one's own copy
     assert preset("twinflow", name)["roles"]["fake"] == 1.0
 

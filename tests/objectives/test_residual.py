@@ -161,9 +161,7 @@ def test_roles_are_placed_at_their_times() -> None:
 
     x, *_ = batch(50)
     roles = torch.arange(5).repeat(10)
-    draws = Draws.sample(
-        x, time=TimeDistribution(), rectify_time=TimeDistribution(), inner_nodes=1, generator=seeded()
-    )
+    draws = Draws.sample(x, time=TimeDistribution(), inner_nodes=1, generator=seeded())
     rows = Placement.of(roles, draws, settings=TwinFlow(any_step_span=0.5), device=x.device)
     at = {name: (rows.t[roles == i], rows.r[roles == i]) for i, name in enumerate(ROLE_NAMES)}
     assert (at["one_step"][0] == 1).all()

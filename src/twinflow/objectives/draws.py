@@ -27,18 +27,12 @@ class Draws:
     z: Tensor  # (B, …) N(0, I): the noise of x_t
     z_sample: Tensor  # (B, …) N(0, I): the noise that the model's own samples start from
     z_rectify: Tensor  # (B, …) N(0, I): z' of the rectification
-    time_rectify: Tensor  # (B,) from the rectification's time distribution: its t'
+    time_rectify: Tensor  # (B,) U(0, 1): t' of the rectification
     nodes: Tensor  # (order - 1, B) U(0, 1): the random inner nodes of RCGM
 
     @classmethod
     def sample(
-        cls,
-        x: Tensor,
-        *,
-        time: TimeDistribution,
-        rectify_time: TimeDistribution,
-        inner_nodes: int,
-        generator: Generator | None,
+        cls, x: Tensor, *, time: TimeDistribution, inner_nodes: int, generator: Generator | None
     ) -> Draws:
         """Draw for the batch ``x`` (B, …) on the generator's device; noises are moved to that of ``x``."""
         count, dtype = x.shape[0], working_dtype(x)
@@ -47,19 +41,16 @@ class Draws:
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator, device=device, dtype=dtype)
 
-        def times(of: TimeDistribution) -> Tensor:
-            return of.sample(count, generator=generator, device=device, dtype=dtype)
-
         def noise() -> Tensor:
             return send(torch.randn(x.shape, generator=generator, device=device, dtype=dtype), x.device)
 
         return cls(  # arguments are evaluated in the order in which they are written
             order=torch.randperm(count, generator=generator, device=device),
-            time=times(time),
+            time=time.sample(count, generator=generator, device=device, dtype=dtype),
             span=uniform(count),
             z=noise(),
             z_sample=noise(),
             z_rectify=noise(),
-            time_rectify=times(rectify_time),
+            time_rectify=uniform(count),
             nodes=uniform(inner_nodes, count),
         )

@@ -13,15 +13,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-_UNIFORM: dict[str, Any] = {  # Beta(1, 1)
-    "kind": "uniform",
-    "a": 1.0,
-    "b": 1.0,
-    "mean": 0.0,
-    "std": 1.0,
-    "shift": 1.0,
-    "scale": 1.0,
-}
 _PAPER: dict[str, Any] = {
     "roles": {"one_step": 1.0, "tangent": 1.0, "any_step": 1.0, "fake": 1.0, "consistency": 0.0},
     "order": 2,
@@ -41,9 +32,15 @@ _PAPER: dict[str, Any] = {
     "weighting": "tangent",
     "rectify": 0.5,
     "rectify_clamp": 1.0,
-    "rectify_time": _UNIFORM,
-    "rectify_field": "student",
-    "time": _UNIFORM,
+    "time": {
+        "kind": "uniform",
+        "a": 1.0,
+        "b": 1.0,
+        "mean": 0.0,
+        "std": 1.0,
+        "shift": 1.0,
+        "scale": 1.0,
+    },  # Beta(1, 1)
     "image_free": False,
 }
 

@@ -58,11 +58,6 @@ class AnyStepSettings(Objective):
     **Rectification (eq. 9).** ``rectify``: kappa, the pull of the one-step samples' distribution to the
     model's own data distribution; what makes one step sharp. Too high: loss of diversity, or instability
     while the fake trajectory is still wrong. 0 is off. ``rectify_clamp``: bound on its elements, or ``None``.
-    ``rectify_time``: distribution of t', the noise at which the two fields are compared, see
-    :class:`TimeDistribution`; uniform in the source. Much noise tells little about a single sample, and what it tells
-    is mostly the fields' errors: ``{"scale": 0.6}`` leaves it out. ``rectify_field``: whose field is the real half of
-    Delta_v, the ``"student"``'s own (source), which is only learnt where data is, or the frozen ``"teacher"``'s
-    guided one, which costs two rows for each one-step row.
 
     ``time``: distribution of t, see :class:`TimeDistribution`. ``image_free``: train without images: data is
     the student's own one-step sample of each prompt, and guidance comes from the teacher. With
@@ -94,8 +89,6 @@ class AnyStepSettings(Objective):
     weighting: Literal["tangent", "none"] = "tangent"
     rectify: float = 0.5
     rectify_clamp: float | None = 1.0
-    rectify_time: TimeDistribution | Mapping[str, Any] = field(default_factory=TimeDistribution)
-    rectify_field: Literal["student", "teacher"] = "student"
     time: TimeDistribution | Mapping[str, Any] = field(default_factory=TimeDistribution)
     image_free: bool = False
     lockstep: bool = False
@@ -103,7 +96,6 @@ class AnyStepSettings(Objective):
     def __post_init__(self) -> None:
         self.roles = Roles.of(self.roles)
         self.time = TimeDistribution.of(self.time)
-        self.rectify_time = TimeDistribution.of(self.rectify_time)
         self.guidance_range = (float(self.guidance_range[0]), float(self.guidance_range[1]))
         self._validate()
         self._rotation = RoleRotation(self.roles)
@@ -132,7 +124,6 @@ class AnyStepSettings(Objective):
             "rectify_clamp",
             "positive, or None for no clamp",
         )
-        need(self.rectify_field in ("student", "teacher"), "rectify_field", "'student' or 'teacher'")
         validate_distance(self.loss, alpha=self.barron_alpha, c=self.barron_c)
         if self.longest_jump is not None and self.nodes == "random":
             raise ValueError(
@@ -142,11 +133,6 @@ class AnyStepSettings(Objective):
             raise ValueError(
                 f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt "
                 "scale is 1 / (1 - guidance). For more, use teacher='frozen', whose scale is 1 + guidance"
-            )
-        if self.rectify_field == "teacher" and self.teacher != "frozen":
-            raise ValueError(
-                f"rectify_field='teacher' needs teacher='frozen', got {self.teacher!r}: the student's field, or that "
-                "of its average, is what rectify_field='student' reads"
             )
         if self.image_free and self.teacher == "frozen" and self.guidance == 0:
             raise ValueError(
@@ -202,26 +188,20 @@ class AnyStepSettings(Objective):
     def _rectifies(self) -> bool:
         return self.rectify > 0 and self._weights.one_step > 0
 
-    @property
-    def _rectifies_by_teacher(self) -> bool:
-        """Whether the real half of Delta_v is the frozen teacher's guided field."""
-        return self._rectifies and self.rectify_field == "teacher"
-
     def _check_call(self, x: Tensor, cond: Any, uncond: Any, teacher: Field | None) -> None:
         check_batch(x)
         rows = count_rows(cond)
         if rows is not None and rows != x.shape[0]:
             raise ValueError(f"cond must have one row for each of the {x.shape[0]} rows of x, got {rows}")
-        guides = self._guides or (self._rectifies_by_teacher and self.guidance > 0)
-        if guides and uncond is None:
+        if self._guides and uncond is None:
             raise ValueError(
                 f"guidance = {self.guidance} needs an unconditional condition: pass uncond= with 1 or "
                 f"{x.shape[0]} rows (for example the encoded neutral prompt), or set guidance=0"
             )
         rows = count_rows(uncond)
-        if guides and rows is not None and rows not in (1, x.shape[0]):
+        if self._guides and rows is not None and rows not in (1, x.shape[0]):
             raise ValueError(f"uncond must have 1 or {x.shape[0]} rows, got {rows}")
-        asks_frozen = self._guides or self._distills or self._rectifies_by_teacher
+        asks_frozen = self._guides or self._distills
         needed = {"self": False, "ema": self._learns_jumps, "frozen": asks_frozen}[self.teacher]
         if needed and teacher is None:
             raise ValueError(

@@ -64,11 +64,7 @@ class TwinFlow(AnyStepSettings):
         """
         self._check_call(x, cond, uncond, teacher)
         draws = Draws.sample(
-            x,
-            time=TimeDistribution.of(self.time),
-            rectify_time=TimeDistribution.of(self.rectify_time),
-            inner_nodes=self.order - 1,
-            generator=generator,
+            x, time=TimeDistribution.of(self.time), inner_nodes=self.order - 1, generator=generator
         )
         roles = self._rotation.deal(x.shape[0])[draws.order.cpu()]
         guide = field if self.teacher == "self" or teacher is None else teacher
@@ -110,7 +106,7 @@ class TwinFlow(AnyStepSettings):
         F_sg = F.detach()
 
         # C, D. What it is compared with: jumps, and the two velocities at the re-noised one-step samples.
-        queries = self._rectify_queries(data_estimate(x_t, F_sg, t), draws, rows, student, guide)
+        queries = self._rectify_queries(data_estimate(x_t, F_sg, t), draws, rows, student)
         with torch.no_grad():
             jumps, answers = self._jumps(x_t - self.delta * v, F_sg, rows, jumper, ask, beside=queries)
 
@@ -136,7 +132,7 @@ class TwinFlow(AnyStepSettings):
         # source's, independent of how rows are split over micro-batches (one row each, say) and processes.
         if self._rectifies and len(rows.one_step) > 0:
             some = rows.one_step
-            delta_v = clamp(self._real(answers, draws, some) - answers["fake"], self.rectify_clamp)  # eq. 7
+            delta_v = clamp(answers["real"] - answers["fake"], self.rectify_clamp)  # eq. 7
             rectify = self._distance(F[some], F_sg[some] + delta_v)
             kappa = self.rectify / self._weights.share("one_step")
             row_loss = row_loss.index_add(0, some, kappa * rectify)
@@ -198,7 +194,7 @@ class TwinFlow(AnyStepSettings):
         return v.index_copy(0, some, start + self.guidance * (F_c[some] - answers["uncond"]))
 
     def _rectify_queries(
-        self, x_hat: Tensor, draws: Draws, rows: Placement, student: Field, guide: Field
+        self, x_hat: Tensor, draws: Draws, rows: Placement, student: Field
     ) -> dict[str, Query]:
         """F(x', t') and F(x', -t') at x' = t' z' + (1 - t') x_hat, the one-step samples re-noised (eq. 9)."""
         if not self._rectifies:
@@ -206,25 +202,10 @@ class TwinFlow(AnyStepSettings):
         some = rows.one_step
         t = send(draws.time_rectify, x_hat.device)[some]
         x_t = interpolate(x_hat[some], draws.z_rectify[some], t)
-        judge = guide if self._rectifies_by_teacher else student
-        queries = {
+        return {
             "fake": Query(field=student, x_t=x_t, t=-t, r=-t, rows=some),
-            "real": Query(field=judge, x_t=x_t, t=t, r=t, rows=some),
+            "real": Query(field=student, x_t=x_t, t=t, r=t, rows=some),
         }
-        if self._rectifies_by_teacher and self.guidance > 0:
-            queries["real_uncond"] = Query(field=judge, x_t=x_t, t=t, r=t, rows=some, uncond=True)
-        return queries
-
-    def _real(self, answers: dict[str, Tensor], draws: Draws, some: Tensor) -> Tensor:
-        """The real half of Delta_v: the student's field, in which guidance is baked, or the teacher's, guided."""
-        real = answers["real"]
-        if "real_uncond" not in answers:
-            return real
-        low, high = self.guidance_range
-        t = expand_time(send(draws.time_rectify, real.device)[some], real)
-        start = answers["real_uncond"] if self.image_free else real
-        guided = start + self.guidance * (real - answers["real_uncond"])
-        return torch.where((t > low) & (t < high), guided, real)
 
     def _jumps(
         self,
