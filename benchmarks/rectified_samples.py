@@ -30,7 +30,7 @@ from twinflow.data.shapeworld import ShapeWorldDataset
 from twinflow.evaluation.protocols import run_facts
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.flow import data_estimate, interpolate
-from twinflow.objectives.losses import l2, rms
+from twinflow.objectives.losses import barron, rms
 from twinflow.sampling import seeded_noise
 
 EARLY = (0.1, 0.6)
@@ -76,7 +76,7 @@ def samples_follow(
 
 
 def network_follows(fields: Fields, student: AnyStepPipeline, real: str, *, steps: int) -> None:
-    """Give ``student`` the average of its weights over ``steps`` of eq. 9, where Delta_v has length 1 at most."""
+    """Give ``student`` the average of its weights over ``steps`` of eq. 9."""
     random = Generator().manual_seed(2)
     data = ShapeWorldDataset("tiny", length=CAPTIONS, seed=77)
     captions = [data[i]["caption"] for i in range(CAPTIONS)]
@@ -91,10 +91,8 @@ def network_follows(fields: Fields, student: AnyStepPipeline, real: str, *, step
         one = torch.ones(BATCH)
         jump = student.field(z, one, 0 * one, rows)
         delta_v = fields.delta_v(data_estimate(z, jump.detach(), one), rows, EARLY, real, random)
-        length = delta_v.square().flatten(1).mean(1).add(0.25).sqrt()
-        target = jump.detach() + delta_v / length.reshape(-1, 1, 1, 1)
         optimizer.zero_grad()
-        l2(jump, target).mean().backward()
+        barron(jump, jump.detach() + delta_v, c=0.5).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         torch._foreach_lerp_(

@@ -44,19 +44,9 @@ def test_the_20b_step_and_picture_by_a_small_network(tmp_path):
 
 
 def test_the_verifier_finds_clean_scenes_right(tmp_path):
-    arguments = [
-        "--level",
-        "tiny",
-        "--images",
-        12,
-        "--conditions",
-        "clean",
-        "--negatives",
-        "clean",
-        "--junk",
-        "white noise",
-    ]
-    run("shapeworld_verifier.py", *arguments, "--json", tmp_path / "v.json")
+    few = ["--level", "tiny", "--images", 12, "--conditions", "clean"]
+    false = ["--negatives", "clean", "--junk", "white noise"]
+    run("shapeworld_verifier.py", *few, *false, "--json", tmp_path / "v.json")
     (made,) = json.loads((tmp_path / "v.json").read_text())["runs"]
     assert made["recall"][0]["overall"] == 1
     assert not any(row["said_correct"] for row in made["false_positives"])
