@@ -32,6 +32,7 @@ from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.flow import data_estimate, interpolate
 from twinflow.objectives.losses import barron, rms
 from twinflow.sampling import seeded_noise
+from twinflow.training.ema import ParameterAverage
 
 EARLY = (0.1, 0.6)
 RANGES = (*((t, t) for t in (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)), (0.02, 1.0), EARLY)
@@ -82,10 +83,9 @@ def network_follows(fields: Fields, student: AnyStepPipeline, real: str, *, step
     captions = [data[i]["caption"] for i in range(CAPTIONS)]
     parts = range(0, CAPTIONS, 200)
     cond = concat_rows([fields.model.encode_prompts(captions[i : i + 200]) for i in parts])
-    weights = list(student.network.parameters())
-    average = [weight.detach().clone() for weight in weights]
+    weights, average = list(student.network.parameters()), ParameterAverage(student.network, decay=AVERAGE)
     optimizer = torch.optim.AdamW(weights, lr=LR, betas=(0.9, 0.95), weight_decay=0)
-    for step in range(steps):
+    for _ in range(steps):
         rows = take_rows(cond, torch.randint(CAPTIONS, (BATCH,), generator=random))
         z = torch.randn(BATCH, *student.latent_shape, generator=random)
         one = torch.ones(BATCH)
@@ -95,12 +95,8 @@ def network_follows(fields: Fields, student: AnyStepPipeline, real: str, *, step
         barron(jump, jump.detach() + delta_v, c=0.5).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(
-            average, [weight.detach() for weight in weights], 1 - min(AVERAGE, (step + 1) / (step + 3))
-        )
-    with torch.no_grad():
-        for weight, mean in zip(weights, average, strict=True):
-            weight.copy_(mean)
+        average.update()
+    average.swap()
 
 
 def main() -> None:
