@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ from twinflow.data.shapeworld import draw_scene, evaluation_suite, render
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.page import PROMPTS, headline, leaderboard_page
-from twinflow.lab.plots import ranking
+from twinflow.lab.plots import ranking, score_by_compute
 from twinflow.report.names import apart
 
 from .outcomes import outcome
@@ -91,6 +92,20 @@ def test_what_the_search_found_on_the_way_is_kept() -> None:
     board = leaderboard(twinflow=0.5)
     assert board.partial == {"twinflow": {"flops": 2e11, "scores": {"1": 0.1}}}
     assert (board.base_nfe, board.base_score, ranking(board, 1)) == (1, 0.9, ["twinflow"])
+
+
+def test_names_of_many_methods_stay_above_the_axis() -> None:
+    names = [f"method{i:02}" for i in range(24)]
+    plot = score_by_compute(leaderboard(**dict.fromkeys(names, 0.5)))
+    assert plot is not None
+    heights = {
+        text.text: float(text.attrib["y"])
+        for text in ElementTree.fromstring(plot).iter()
+        if text.text and "y" in text.attrib
+    }
+    column = sorted(heights[name] for name in names)
+    assert min(b - a for a, b in pairwise(column)) > 9  # points: the size of the text
+    assert column[-1] < heights["TFLOP of training"] - 9
 
 
 def test_names_that_would_touch_are_moved_apart() -> None:

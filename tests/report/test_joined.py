@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.protocols import comparable, join_tables
+from twinflow.evaluation.protocols import comparable, join_tables, run_facts
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.report import write_report
 from twinflow.report.files import joined
@@ -83,3 +83,8 @@ def test_a_file_that_is_no_table(tmp_path):
 def test_a_table_is_read_as_it_was_written(folder, table):
     table.save(folder / "table.json")
     assert EvaluationTable.load(folder / "table.json") == table
+
+
+def test_the_command_of_a_table_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/twinflow/__main__.py", "eval", "a model"])
+    assert run_facts()["command"] == "python -m twinflow eval 'a model'"

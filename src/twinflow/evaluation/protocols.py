@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,10 +79,12 @@ def run_facts() -> dict[str, Any]:
     import diffusers
     import transformers
 
+    from twinflow.training.interrupt import this_command
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": this_command(),
         "twinflow": __version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -12,6 +12,7 @@ from twinflow.report.names import label_aside
 from twinflow.report.plots import INK, RULE, SERIES, draw_svg
 
 Point = tuple[float, float]  # cost, score
+HEIGHT, GAP = 3.9, 0.066  # inches; the part of them between two names in a column
 
 
 def score_bars(board: Leaderboard) -> str:
@@ -113,6 +114,9 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel(unit)
-        label_aside(ax, ends)
+        label_aside(ax, ends, gap=GAP * HEIGHT / height)
 
-    return draw_svg(name, draw, size=(4.6, 3.9))
+    height = max(
+        HEIGHT, HEIGHT * GAP * len(drawn)
+    )  # many methods: the column of their names grows, and the plot with it
+    return draw_svg(name, draw, size=(4.6, height))

@@ -19,7 +19,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: 
             ax.text(point[0] + 0.025, height, label, transform=ax.transAxes, color=color, va="center")
 
 
-def label_aside(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.066) -> None:
+def label_aside(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float) -> None:
     """Names (x, y, name, color) of points in one column right of the plot, each with a line to its point."""
     to_axes = ax.transData + ax.transAxes.inverted()
     ends = sorted(ends, key=lambda end: end[1])
