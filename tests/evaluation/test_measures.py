@@ -20,6 +20,7 @@ from twinflow.evaluation.measures import Distribution, PromptScore, SeedDiversit
 from twinflow.evaluation.pictures import Picture, read_pixels
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, DINOv2's
 TOKENS = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
 
 
@@ -89,6 +90,23 @@ def test_scores_are_cosines_times_their_scales(clip, tmp_path):
     assert not torch.allclose(
         ClipScorer("hps", str(clip), prefix="red ").score(pixels, prompts) / 100, cosines
     )
+
+
+def test_hps_sees_the_whole_of_a_wide_picture_and_the_others_its_middle(clip):
+    """As HPSv2 prepares pictures: the longer side becomes the model's, black bars fill the square."""
+    wide = torch.rand(1, 3, 24, 60, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ends = wide.clone()
+    ends[..., :15], ends[..., -15:] = -1, -1
+    prompts = ["a red circle"]
+    hps, clip_score = (ClipScorer(kind, str(clip)) for kind in ("hps", "pickscore"))
+    assert not torch.allclose(hps.score(ends, prompts), hps.score(wide, prompts))
+    torch.testing.assert_close(clip_score.score(ends, prompts), clip_score.score(wide, prompts))
+    # By hand: 24 x 60 becomes 10 x 24, in the middle of 24 x 24.
+    image = Image.fromarray(((wide[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    square = np.zeros((24, 24, 3), np.uint8)
+    square[7:17] = np.array(image.resize((24, 10), Image.Resampling.BICUBIC))
+    by_hand = torch.from_numpy(square).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(hps.score(wide, prompts), hps.score(by_hand, prompts))
 
 
 def to_open_clip(state: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
@@ -192,6 +210,25 @@ def test_encoders_of_transformers_give_their_own_embeddings(clip, tmp_path):
         assert extractor.name == f"{kind}:{path.name}"
 
 
+def test_dinov2_sees_whole_pictures_squeezed_as_fd_dinov2_is_defined(tmp_path):
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(tmp_path)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}  # as 256 and 224
+    BitImageProcessorPil(**size, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
+    extractor = open_extractor(f"dinov2:{tmp_path}")
+    pixels = torch.rand(1, 3, 40, 70, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image = Image.fromarray(((pixels[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    squeezed = np.array(image.resize((28, 28), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    by_hand = torch.from_numpy((squeezed - MEAN) / STD).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = extractor.network(by_hand).pooler_output
+    torch.testing.assert_close(extractor(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -263,6 +300,27 @@ def test_a_distance_from_itself_is_nothing_and_statistics_stand_in_for_pictures(
     assert set(by_statistics) == {"frechet"}
     with pytest.raises(TwinflowError, match="texture-1.*pixels"):
         Distribution(str(file), features="pixels")
+
+
+def test_distances_compare_for_equal_references_and_neighbours_alone(tmp_path):
+    folder_of(tmp_path / "a" / "real", 3, seed=1)
+    folder_of(tmp_path / "b" / "real", 3, seed=1)
+    first = Distribution(str(tmp_path / "a" / "real")).protocol
+    assert Distribution(str(tmp_path / "b" / "real")).protocol == first
+    assert Distribution(str(tmp_path / "a" / "real"), k=2).protocol != first
+    Image.new("RGB", (24, 24)).save(
+        tmp_path / "b" / "real" / "2.png"
+    )  # another set of the same name and count
+    assert Distribution(str(tmp_path / "b" / "real")).protocol != first
+    pictures = folder_of(tmp_path / "drawn", 3, seed=2)
+    measure = Distribution(str(tmp_path / "a" / "real"))
+    keys = []
+    for name in ("a", "b"):
+        folder = tmp_path / name / "real"
+        measure.measure(folder, pictures, cache=tmp_path / "cache")
+        file = (tmp_path / "cache" / "statistics.safetensors").rename(tmp_path / name / "s.safetensors")
+        keys.append(Distribution(str(file)).protocol["reference"])
+    assert keys[0] != keys[1]
 
 
 def test_references_that_are_none(tmp_path):

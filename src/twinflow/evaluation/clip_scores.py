@@ -4,7 +4,8 @@ All three are a cosine of CLIP embeddings; they differ in the weights and in the
 
 - CLIPScore (arXiv 2104.08718): ``100 max(cos, 0)``. Name the model with the number.
 - PickScore (arXiv 2305.01569): ``exp(logit_scale) cos`` with ``yuvalkirstain/PickScore_v1``.
-- HPSv2.1 (arXiv 2306.09341): ``100 cos`` with ``HPS_v2.1_compressed.pt``, a CLIP ViT-H/14 in open_clip's layout.
+- HPSv2.1 (arXiv 2306.09341): ``100 cos`` with ``HPS_v2.1_compressed.pt``, a CLIP ViT-H/14 in open_clip's layout. It sees
+  the whole of a picture, with black bars where it is not square; the other two see the square in its middle.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
@@ -45,11 +47,15 @@ class ClipScorer:
             raise TwinflowError(f"{kind}: the CLIP model {model} can't be loaded: {error}") from error
         self.name = f"{model.rstrip('/').rpartition('/')[2]} {fingerprint(model)}"
         self.longest = self.network.config.text_config.max_position_embeddings
+        self.side: int = self.network.config.vision_config.image_size
 
     @torch.no_grad()
     def score(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """(N,) fp64 of pixels (N, 3, H, W) in [-1, 1] and N prompts; long prompts are cut at the model's length."""
-        images = self.images(images=to_pil(pixels), return_tensors="pt")["pixel_values"]
+        shown = to_pil(pixels)
+        if self.kind == "hps":
+            shown = [whole(image, self.side) for image in shown]
+        images = self.images(images=shown, return_tensors="pt")["pixel_values"]
         texts = self.tokenizer(
             [self.prefix + prompt for prompt in prompts],
             padding=True,
@@ -66,6 +72,21 @@ class ClipScorer:
         )
         cosine = torch.nn.functional.cosine_similarity(seen, said)
         return SCALES[self.kind](cosine, self.network.logit_scale.double().exp().item()).cpu()
+
+
+def whole(image: Image.Image, side: int) -> Image.Image:
+    """A picture as HPSv2 prepares it: its longer side is ``side``, black bars make it a square, nothing is cut off.
+
+    A square one stays as it is, since the model's own preprocessing does the same with it.
+    """
+    width, height = image.size
+    if width == height:
+        return image
+    scale = side / max(width, height)
+    size = (round(width * scale), round(height * scale))
+    square = Image.new("RGB", (side, side))
+    square.paste(image.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
 
 
 def _embedding(output: Any) -> Tensor:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
@@ -96,7 +97,11 @@ class Texture:
 
 
 class Encoder:
-    """A vision encoder of transformers, with the model's own preprocessing. Only safetensors are read."""
+    """A vision encoder of transformers, with the model's own preprocessing. Only safetensors are read.
+
+    DINOv2 alone is not shown the middle of a picture: FD-DINOv2 (arXiv 2306.04675) is taken on whole ones, squeezed
+    into the square that the model looks at.
+    """
 
     def __init__(self, kind: str, model: str) -> None:
         from transformers import AutoImageProcessor, CLIPModel, Dinov2Model
@@ -109,11 +114,17 @@ class Encoder:
         except (OSError, ValueError) as error:
             raise TwinflowError(f"features {kind}:{model} can't be loaded: {error}") from error
         self.network = network.to(device()).eval()
+        self.square: dict[str, int] | None = self.processor.crop_size if kind == "dinov2" else None
         self.name, self.hash = f"{kind}:{model.rstrip('/').rpartition('/')[2]}", fingerprint(model)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        inputs = self.processor(images=to_pil(pixels), return_tensors="pt")["pixel_values"]
+        images, options = to_pil(pixels), {}
+        if self.square is not None:
+            size = (self.square["width"], self.square["height"])
+            images = [image.resize(size, Image.Resampling.BICUBIC) for image in images]
+            options = {"do_resize": False, "do_center_crop": False}
+        inputs = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
         inputs = inputs.to(self.network.device)
         clip = hasattr(self.network, "get_image_features")
         output = self.network.get_image_features(pixel_values=inputs) if clip else self.network(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Measure
+from twinflow.evaluation.benchmark import Measure, digest
 from twinflow.evaluation.clip_scores import ClipScorer
 from twinflow.evaluation.diversity import seed_diversity, vendi_score
 from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash, open_extractor
@@ -112,10 +113,12 @@ class Distribution(Measure):
             self.pictures = [Picture(file=name, prompt="", seed=0) for name in names]
             if len(names) < 2:
                 raise TwinflowError(f"{reference} has {len(names)} pictures: a distance needs at least 2")
-            self.key = f"{self.reference.name}, {len(names)} pictures"
+            state = digest([(name, (self.reference / name).stat().st_size) for name in names])
+            self.key = f"{self.reference.name}, {len(names)} pictures, {state}"
         elif self.reference.is_file():
             self.statistics = self._load(self.reference)
-            self.key = f"{self.reference.name}, {self.statistics.count} pictures"
+            state = hashlib.sha256(self.reference.read_bytes()).hexdigest()[:16]
+            self.key = f"{self.reference.name}, {self.statistics.count} pictures, {state}"
         else:
             raise TwinflowError(f"there are no reference pictures or statistics at {reference}")
 
@@ -135,6 +138,7 @@ class Distribution(Measure):
     def protocol(self) -> dict[str, Any]:
         return {
             "reference": self.key,
+            "neighbours": self.k,
             "features": f"{self.extractor.name} {extractor_hash(self.extractor)}",
         }
 
