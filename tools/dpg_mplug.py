@@ -4,7 +4,8 @@
     mplug/bin/python tools/dpg_mplug.py GRIDS dpg_bench.csv answers.jsonl
 
 It needs nothing of twinflow: modelscope's mPLUG cannot be built with the transformers that twinflow needs. twinflow
-reads the answers with ``DPGBench(questions=…).read("answers.jsonl")``. Pictures that have answers are not asked again.
+reads the answers with ``DPGBench(questions=…).read("answers.jsonl")``. Pictures that have answers are not asked again,
+unless their grid has changed.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def ask_folder(
     grids: Path, questions: Path, output: Path, vqa: Callable[[Image.Image, str], str], *, pictures: int = 4
 ) -> None:
     """Append an answer to every question about every picture to ``output``."""
-    done: set[tuple[str, int, str]] = set()
+    done: set[tuple[str, int, str, str]] = set()
     if output.exists():
         lines = output.read_bytes()
         output.write_bytes(lines[: lines.rfind(b"\n") + 1])  # without a line that was cut off
         for line in output.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            done.add((row["item_id"], row["picture"], row["question"]))
+            done.add((row["item_id"], row["picture"], row["question"], row["grid"]))
     by_item: dict[str, list[dict[str, str]]] = {}
     with questions.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
@@ -42,6 +43,10 @@ def ask_folder(
         for path in grids.iterdir()
         if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
     }
+    if missing := [item for item in by_item if item not in files]:
+        raise SystemExit(
+            f"{grids} lacks {len(missing)} of {len(by_item)} grids, such as {missing[0]}: draw them"
+        )
     with output.open("a", encoding="utf-8") as out:
         for item, rows in by_item.items():
             digest = hashlib.sha256(files[item].read_bytes()).hexdigest()[:16]
@@ -53,7 +58,7 @@ def ask_folder(
                 cell = grid.crop((x, y, x + width, y + height))
                 for row in rows:
                     question = row["question_natural_language"].strip()
-                    if (item, picture, question) in done:
+                    if (item, picture, question, digest) in done:
                         continue
                     line = {
                         "item_id": item,

@@ -82,6 +82,14 @@ def test_eval_writes_a_table_results_pictures_and_a_page(tmp_path: Path) -> None
     assert "report" in output
 
 
+def test_a_file_of_prompts_is_drawn_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a photo of a red circle\n")
+    output = tmp_path / "out"
+    run("eval", "shapeworld-tiny", "--prompts", tmp_path / "mine.txt", "--nfe", "1", "--output", output)
+    table = json.loads((output / "table.json").read_text())
+    assert (table["benchmark"], table["rows"][0]["images"]) == ("prompts", 1)
+
+
 def test_report_of_a_folder_without_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(TwinflowError, match="table.json"):
         run("report", tmp_path)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from twinflow.assets import copy_model
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.drawing import default_batch, draw_pictures
+from twinflow.evaluation import models
+from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, open_model
 from twinflow.evaluation.pictures import Picture, key_of, pictures_in
@@ -105,6 +107,29 @@ def test_another_model_or_sampler_is_drawn_anew(model, tmp_path):
     ):
         draw_pictures(other, BENCHMARK.pictures[:2], how, tmp_path)
         assert other.drawn == 2
+
+
+def test_a_mixture_has_no_record_that_speaks_for_all_of_it(model, tmp_path):
+    sampler = model.sampler(1, None)
+    draw_pictures(model, BENCHMARK.pictures[:4], sampler, tmp_path, batch=2)
+    assert (tmp_path / RECORD).is_file()
+    stopped = Counting(model, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        draw_pictures(stopped, BENCHMARK.pictures[:4], replace(sampler, nfe=2), tmp_path, batch=2)
+    assert not (tmp_path / RECORD).is_file()  # two pictures of one evaluation, two of two
+
+
+def test_a_model_that_is_fetched_by_its_first_evaluation_is_the_same_in_the_next(tmp_path, monkeypatch):
+    late = tmp_path / "late"
+
+    def fetch(path, **options):
+        copy_model("shapeworld-tiny", path) if not Path(path).exists() else None
+        return load_model(path, **options)
+
+    load_model = models.load_model
+    monkeypatch.setattr(models, "load_model", fetch)
+    name = ModelName(name="late", path=str(late), kind="any-step")
+    assert open_model(name).identity == open_model(name).identity
 
 
 def test_what_an_earlier_longer_run_drew_is_taken_away_and_nothing_else(model, tmp_path):

@@ -61,6 +61,88 @@ def test_geneval_scores_folders_of_others_in_either_form_of_name(tmp_path):
         run.run([f"b=images:{short}"])
 
 
+def test_folders_of_others_are_read_and_not_written_to(tmp_path):
+    tiny_detector().save_pretrained(tmp_path / "detector")
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    write_lines(tmp_path / "one.jsonl", SIX[0])
+    own = {"detector": str(tmp_path / "detector"), "colors": str(tmp_path / "clip"), "device": "cpu"}
+    common = {"prompts": str(tmp_path / "one.jsonl"), "images_per_prompt": "1"}
+    run = evaluation(tmp_path, ["geneval"], common=common, own={"geneval": own})
+    folder = noise(run.benchmarks[0], tmp_path / "theirs")
+    (folder / "results.jsonl").write_text("the official scorer's, of many hours\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run.run([f"m={folder}"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert {"results.jsonl", "scored.jsonl"} <= {
+        path.name for path in (tmp_path / "out" / "m_nfe0").iterdir()
+    }
+
+
+def grids_of(tmp_path):
+    """Options of DPG-Bench on one item of two questions, and a folder with its grid."""
+    (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
+    rows = [("a", 1, "0", "global", "?"), ("a", 2, "0", "entity - whole", "Cup?")]
+    questions = write_csv(tmp_path / "q.csv", rows)
+    grids = tmp_path / "grids"
+    grids.mkdir()
+    Image.effect_noise((96, 80), 90).convert("RGB").save(grids / "a.png")
+    own = {"questions": str(questions), "prompts": str(tmp_path / "p.jsonl"), "device": "cpu"}
+    return own, grids
+
+
+def test_two_judges_of_one_name_do_not_share_answers(tmp_path):
+    own, grids = grids_of(tmp_path)
+    rows = []
+    for number, folder in enumerate(("one", "two")):
+        judge = str(save_tiny_vlm(tmp_path / folder / "vlm", seed=number))
+        options = own | {"judge": judge, "mode": "compare"}
+        run = evaluation(tmp_path, ["dpg"], own={"dpg": options}, overwrite=True)
+        run.run([f"g={grids}"])
+        rows.append(len(list((tmp_path / "out" / "g_nfe0").glob("answers_*.jsonl"))))
+        refused = evaluation(tmp_path, ["dpg"], own={"dpg": options | {"mode": "greedy"}})
+        with pytest.raises(TwinflowError, match=r"another protocol.*judge mode"):
+            refused.run([f"g={grids}"])
+    assert rows == [1, 2]
+
+
+def answers(path, judge, *said):
+    lines = [
+        {
+            "item_id": "a",
+            "picture": k,
+            "proposition_id": q,
+            "question": text,
+            "answer": answer,
+            "judge": judge,
+        }
+        for (q, text), answer in zip(((1, "?"), (2, "Cup?")), said)
+        for k in range(4)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_imported_answers_name_their_judge_and_may_be_written_anew(tmp_path):
+    own, grids = grids_of(tmp_path)
+    other = shutil.copytree(grids, tmp_path / "other")
+    own |= {"judge": "import:mplug.jsonl"}
+
+    def run(*models, **options):
+        (table,) = evaluation(tmp_path, ["dpg"], own={"dpg": own}, **options).run(models)
+        return table
+
+    answers(grids / "mplug.jsonl", "mPLUG", "yes", "no")
+    first = run(f"g={grids}")
+    assert first.protocol["answers_by"] == "mPLUG"
+    assert first.rows[0].overall == 0.5
+    answers(grids / "mplug.jsonl", "mPLUG", "yes", "yes")
+    assert run(f"g={grids}").rows[0].overall == 1.0
+    answers(other / "mplug.jsonl", "a poet", "yes", "yes")
+    with pytest.raises(TwinflowError, match=r"answers by is 'a poet', and of the table's other rows 'mPLUG'"):
+        run(f"o={other}")
+    assert run(f"o={other}", overwrite=True).protocol["answers_by"] == "a poet"
+
+
 def test_dpg_scores_what_is_drawn_twice_and_grids_alone(tmp_path):
     save_tiny_vlm(tmp_path / "vlm")
     (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))

@@ -9,7 +9,7 @@ import pytest
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.protocols import comparable, join_tables, run_facts
-from twinflow.evaluation.results import EvaluationTable
+from twinflow.evaluation.results import EvaluationTable, Metric
 from twinflow.report import write_report
 from twinflow.report.files import joined
 
@@ -53,6 +53,17 @@ def test_another_benchmark_is_another_protocol():
 def test_the_same_model_twice_is_told_apart():
     one, _ = tables()
     assert [row.model for row in join_tables([one, one]).rows] == ["base", "base (2)"]
+
+
+def test_a_metric_that_only_pictures_of_others_have_is_shown_without_a_plot(tmp_path):
+    """Their evaluations are not known: there is nothing to draw it against."""
+    ours = make_table(*(make_row("base", nfe, None, strict=None, tasks={}) for nfe in (1, 2)))
+    clip = Metric(25.0, "CLIPScore", "higher", 2, 0.1)
+    theirs = make_table(make_row("theirs", 0, 0.5, metrics={"clip": clip}), clip="ViT-L")
+    for tables_ in ([ours, theirs], [theirs, ours]):
+        text = write_report(tmp_path, join_tables(tables_, mixed=True)).html.read_text()
+        assert "25.00" in text
+        assert "Score by number of evaluations" not in text
 
 
 def test_pictures_of_both_folders_are_found(folder, table, tmp_path_factory):

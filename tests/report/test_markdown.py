@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twinflow.evaluation.results import Metric
 from twinflow.report import to_markdown
 from twinflow.report.markdown import markdown_report
 
@@ -28,6 +29,13 @@ def test_what_was_not_measured_has_no_column():
 def test_what_one_row_lacks_is_a_dash():
     rows = [make_row("base", 4, 0.5), make_row("mine", 1, 0.5, seconds_per_image=None, diversity=None)]
     assert to_markdown(make_table(*rows)).splitlines()[-1].endswith("| – | – | – |")
+
+
+def test_what_an_interval_is_of_kid_is_said_where_there_is_one(table):
+    assert "KID" not in markdown_report(table, title="T", facts={})
+    table.rows[0].metrics["kid"] = Metric(1.0, "KID × 1000", "lower", 2, 0.5)
+    text = markdown_report(table, title="T", facts={})
+    assert "± is half of the 95 % interval; of KID, the deviation over subsets." in text
 
 
 def test_names_are_escaped():

@@ -21,8 +21,11 @@ def evaluate(
         ),
     ] = None,
     benchmark: Annotated[
-        str, typer.Option(help="What to measure: one name or several, see --list.")
-    ] = "shapeworld",
+        str | None,
+        typer.Option(
+            help="What to measure: one name or several, see --list. shapeworld by default, prompts with --prompts."
+        ),
+    ] = None,
     nfe: NfeOption = "1,2,4",
     guidance: GuidanceOption = None,
     prompts: Annotated[
@@ -85,7 +88,8 @@ def evaluate(
         "seed": seed,
     }
     common = {name: value for name, value in common.items() if value is not None}
-    benchmarks, measures = build(benchmark.split(","), common=common, own=_own_options(extra or []))
+    names = (benchmark or ("prompts" if prompts else "shapeworld")).split(",")
+    benchmarks, measures = build(names, common=common, own=_own_options(extra or []))
     evaluation = Evaluation(
         benchmarks=benchmarks,
         measures=measures,

@@ -55,6 +55,9 @@ class Scores:
     diversity: float | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)  # one a picture, or none at all
+    protocol: dict[str, Any] = field(
+        default_factory=dict
+    )  # what of it only scoring tells, see Benchmark.told_late
 
 
 class Benchmark(ABC):
@@ -63,6 +66,7 @@ class Benchmark(ABC):
     name: str
     pictures: Sequence[Picture]
     derived: Collection[str] = ()  # pictures that scoring itself leaves in the folder, such as grids
+    told_late: Collection[str] = ()  # entries of the protocol that only scores tell, such as who gave answers
 
     @property
     @abstractmethod
@@ -70,8 +74,16 @@ class Benchmark(ABC):
         """JSON values by name, such as the hash of the prompts, the detector and its weights."""
 
     @abstractmethod
-    def score(self, folder: Path) -> Scores:
-        """Scores of the pictures in ``folder``, which are all there."""
+    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+        """Scores of the pictures in ``folder``, which are all there.
+
+        Files of rows and answers go into ``keep``, which is ``folder`` unless said: a folder of others may have files
+        of the same names, or not be ours to write to.
+        """
+
+    def state(self, folder: Path) -> str:
+        """What the scores of ``folder`` depend on besides its pictures and the protocol; "" for nothing."""
+        return ""
 
     def ready(self) -> None:  # noqa: B027 - most need nothing
         """``TwinflowError`` for what is missing to score, before anything is drawn."""

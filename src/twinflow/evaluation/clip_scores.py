@@ -4,8 +4,8 @@ All three are a cosine of CLIP embeddings; they differ in the weights and in the
 
 - CLIPScore (arXiv 2104.08718): ``100 max(cos, 0)``. Name the model with the number.
 - PickScore (arXiv 2305.01569): ``exp(logit_scale) cos`` with ``yuvalkirstain/PickScore_v1``.
-- HPSv2.1 (arXiv 2306.09341): ``100 cos`` with ``HPS_v2.1_compressed.pt``, a CLIP ViT-H/14 in open_clip's layout. It sees
-  the whole of a picture, with black bars where it is not square; the other two see the square in its middle.
+- HPSv2.1 (arXiv 2306.09341): ``100 cos`` with ``HPS_v2.1_compressed.pt``, a CLIP ViT-H/14 in open_clip's layout.
+  It sees the whole of a picture, with black bars where it is not square; the other two see the square in its middle.
 """
 
 from __future__ import annotations

@@ -67,6 +67,9 @@ def draw_pictures(
     how = model.identity | {"sampler": asdict(sampler), "batch": batch, "format": 1}
     blocks = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
     keys = [_key(how, block) for block in blocks]
+    whole = digest([how, keys])
+    if place.is_main:
+        _forget(folder, whole)
     done, timed = 0, []
     for number, (block, key) in enumerate(zip(blocks, keys)):
         if number % place.world_size != place.rank:
@@ -80,13 +83,12 @@ def draw_pictures(
     # The first block of a process warms it up: it counts only where there is no other.
     timed = timed[1:] or timed
     gathered = [entry for entries in gather_objects(place, timed) for entry in entries]
-    key = digest([how, keys])
     if place.is_main:
         _tidy(folder, pictures)
-        _record(folder, key, gathered, how)
+        _record(folder, whole, gathered, how)
     place.barrier()
     check_folder(folder, pictures, also=also)
-    return Drawing(key=key, seconds_per_image=_seconds(json.loads((folder / RECORD).read_text())))
+    return Drawing(key=whole, seconds_per_image=_seconds(json.loads((folder / RECORD).read_text())))
 
 
 def _key(how: dict[str, Any], block: Sequence[Picture]) -> str:
@@ -120,6 +122,13 @@ def _tidy(folder: Path, pictures: Sequence[Picture]) -> None:
     for name in pictures_in(folder) - {picture.file for picture in pictures}:
         if key_of(folder / name) is not None:
             (folder / name).unlink()
+
+
+def _forget(folder: Path, key: str) -> None:
+    """Take away the record of other pictures, before some of them are replaced: it would speak for a mixture."""
+    file = folder / RECORD
+    if file.is_file() and json.loads(file.read_text()).get("key") != key:
+        file.unlink()
 
 
 def _record(folder: Path, key: str, timed: list[tuple[int, float]], how: dict[str, Any]) -> None:

@@ -34,6 +34,13 @@ def fingerprint(path_or_id: str | Path) -> str:
     return state.hexdigest()[:16]
 
 
+def weights_name(path_or_id: str | Path) -> str:
+    """Which weights a protocol means: a local folder by its name and fingerprint, a hub id by itself, which is the same
+    before it was fetched and afterwards."""
+    path = Path(path_or_id)
+    return f"{path.name} {fingerprint(path)}" if path.exists() else str(path_or_id)
+
+
 def weights_hash(network: nn.Module) -> str:
     """A short hash of a network in memory: of every weight, bit for bit."""
     state = hashlib.sha256()

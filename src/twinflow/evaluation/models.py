@@ -100,16 +100,17 @@ class AnyStepModel:
 
 def open_model(name: ModelName, *, size: tuple[int, int] | None = None, dtype: str = "float32") -> Model:
     """Load what ``name`` says, on this process's GPU if there is one."""
-    identity = fingerprint(name.path)
     if name.kind == "stock":
-        return StockModel(stock_pipeline(name.path, dtype), identity=identity, size=size)
+        stock = stock_pipeline(name.path, dtype)
+        return StockModel(stock, identity=fingerprint(name.path), size=size)
     try:
         pipe = load_model(name.path, dtype=dtype, size=size)
     except ValueError as error:
         raise TwinflowError(
             f"{name.path} is no flow that can be sampled here: {error}. Try its own call, {STOCK}{name.path}"
         ) from error
-    return AnyStepModel(pipe, identity=identity, size=size)
+    # Now that it is here: what is fetched by its first evaluation is known by the same files in the next one.
+    return AnyStepModel(pipe, identity=fingerprint(name.path), size=size)
 
 
 def load_model(

@@ -39,14 +39,14 @@ class PromptFile(Benchmark):
             "seed": self.seed,
         }
 
-    def score(self, folder: Path) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
         return Scores()
 
 
 def read_prompts(file: Path) -> list[str]:
     """The prompts of a file; ``TwinflowError`` with the line that is none."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # other line separators may be part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise TwinflowError(f"the file of prompts {file} can't be read: {error}") from error
     if file.suffix != ".jsonl":

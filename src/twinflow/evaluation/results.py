@@ -43,7 +43,7 @@ class EvaluationRow:
     failures: list[dict] = field(default_factory=list)  # wrong ones, with "reason", "boxes" and "size"
     task_images: dict[str, int] = field(default_factory=dict)  # pictures of each task; {}: equal shares
     metrics: dict[str, Metric] = field(default_factory=dict)
-    key: str = ""  # hash of the model, its sampler and the pictures: equal keys are equal pictures
+    key: str = ""  # hash of the model, its sampler, the pictures and their imported answers: equal keys, equal scores
 
     def __post_init__(self) -> None:
         self.metrics = {

@@ -44,7 +44,7 @@ def row_to_json(row: ImageResult) -> dict[str, Any]:
 
 
 def row_from_json(line: Mapping[str, Any]) -> ImageResult:
-    """The row of a line; KeyError, TypeError or ValueError if it is something else."""
+    """The row of a line; AttributeError, LookupError, TypeError or ValueError if it is something else."""
     colors = json.loads(line.get("colors", "{}"))
     found = [
         Detection(

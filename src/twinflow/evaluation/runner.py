@@ -89,6 +89,9 @@ class Evaluation:
         if not file.is_file() or self.overwrite:
             return table
         former = EvaluationTable.load(file)
+        for key in benchmark.told_late:
+            if key in former.protocol:
+                table.protocol[key] = former.protocol[key]
         differences = comparable(former, table)
         if differences:
             raise TwinflowError(
@@ -189,13 +192,18 @@ class Evaluation:
     ) -> None:
         """Score the pictures unless these very ones were scored before; keep the table."""
         home = self.folder(benchmark)
+        if state := benchmark.state(pictures):
+            row = replace(row, key=digest([row.key, state]))
         former = table.row(row.model, row.nfe)
         if former is not None and former.key == row.key:
             row = replace(former, seconds_per_image=row.seconds_per_image)
         else:
-            scores = benchmark.score(pictures)
+            prefix = f"{row.model}_nfe{row.nfe}"
+            (home / prefix).mkdir(parents=True, exist_ok=True)
+            scores = benchmark.score(pictures, keep=home / prefix)
+            _told_late(table, scores, pictures)
             for measure in self.measures:
-                cache = home / ".features" / f"{row.model}_nfe{row.nfe}"
+                cache = home / ".features" / prefix
                 scores.metrics |= measure.measure(pictures, benchmark.pictures, cache=cache)
             row = _with_scores(row, scores)
             if not scores.findings:
@@ -204,7 +212,6 @@ class Evaluation:
                     for p in benchmark.pictures
                     if (pictures / p.file).is_file()  # others may have grids alone
                 ]
-            prefix = f"{row.model}_nfe{row.nfe}"
             row.samples = [_sample(f, prefix) for f in spread(scores.findings, SHOWN)]
             wrong = [f for f in scores.findings if f.correct is False]
             row.failures = [_failure(f, prefix, pictures) for f in spread(wrong, FAILURES)]
@@ -216,6 +223,16 @@ class Evaluation:
         table.put(row)
         if save:
             table.save(home / TABLE)
+
+
+def _told_late(table: EvaluationTable, scores: Scores, pictures: Path) -> None:
+    """Take over what only scoring tells of the protocol; ``TwinflowError`` if the table's other rows say otherwise."""
+    for key, value in scores.protocol.items():
+        if (known := table.protocol.setdefault(key, value)) != value:
+            raise TwinflowError(
+                f"{pictures}: {key.replace('_', ' ')} is {value!r}, and of the table's other rows {known!r}. Such "
+                "scores do not compare: choose another --output, or --overwrite the table"
+            )
 
 
 def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:

@@ -10,7 +10,7 @@ from typing import Any
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.report.columns import cells, score_columns
 from twinflow.report.summary import summarise
-from twinflow.report.text import nfe_text, protocol_name, row_name
+from twinflow.report.text import kid_note, nfe_text, protocol_name, row_name
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -45,7 +45,7 @@ def markdown_report(table: EvaluationTable, *, title: str, facts: Mapping[str, A
         "",
         to_markdown(table),
         *(f"> **{escape(note)}**\n" for note in table.notes),
-        f"± is half of the 95 % interval. Speed-up is against {escape(row_name(summary.base))}.",
+        f"± is half of the 95 % interval{kid_note(table.rows)}. Speed-up is against {escape(row_name(summary.base))}.",
         "",
     ]
     for name, values in (("This run", facts), ("Protocol", table.protocol)):

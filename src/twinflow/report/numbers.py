@@ -10,7 +10,7 @@ from twinflow.report.html import figure, section
 from twinflow.report.pictures import compared
 from twinflow.report.plots import metric_by_nfe, model_colors, score_by_nfe, score_by_time, task_bars
 from twinflow.report.summary import Summary
-from twinflow.report.text import metrics_of, nfe_text, row_name
+from twinflow.report.text import kid_note, metrics_of, nfe_text, row_name
 
 
 def scores(table: EvaluationTable, summary: Summary) -> str:
@@ -33,7 +33,7 @@ def scores(table: EvaluationTable, summary: Summary) -> str:
     ]
     note = (
         "NFE is network evaluations a picture; a guided step costs two. ± is half of the 95 % interval"
-        + ("; of KID, the deviation over subsets. " if "KID × 1000 ↓" in titles else ". ")
+        + f"{kid_note(table.rows)}. "
         + " ".join(explained)
     )
     return section("Scores", body, note=note, name="numbers")
@@ -71,15 +71,15 @@ def plots(table: EvaluationTable, summary: Summary) -> str:
     base = summary.base.model
     rows = [row for row in compared(table, summary) if row.tasks]
     figures = ""
-    if summary.scored and any(row.nfe for row in table.rows):
+    if any(row.nfe and row.overall is not None for row in table.rows):
         figures += figure("Score by number of evaluations", score_by_nfe(table, base=base))
     pareto = score_by_time(table, base=base)
     if pareto is not None:
         figures += figure("Score by time: what a second buys", pareto)
     if rows:
         figures += figure("Score by task", task_bars(rows, model_colors(table, base=base)))
-    if len({row.nfe for row in table.rows if row.nfe}) > 1:
-        for name, metric in metrics_of(table.rows).items():
+    for name, metric in metrics_of(table.rows).items():
+        if len({row.nfe for row in table.rows if row.nfe and name in row.metrics}) > 1:
             better = f" ({metric.better} is better)" if metric.better else ""
             figures += figure(metric.title + better, metric_by_nfe(table, name, base=base))
     return section("At a glance", f'<div class="plots">\n{figures}</div>\n', name="glance") if figures else ""

@@ -25,7 +25,8 @@ def pictures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
     shown = spread(comparisons, SHOWN)
     rest = [c for c in comparisons if not any(c is other for other in shown)]
     names = ", ".join(f"<b>{escape(row_name(row))}</b>" for row in rows)
-    same = "Same prompt, same seed; " if len(rows) > 1 else ""
+    drawn_here = all(row.style != "unknown" for row in rows)  # of others' pictures nobody knows the seeds
+    same = f"Same prompt{', same seed' if drawn_here else ''}; " if len(rows) > 1 else ""
     note = f"From left to right: {names}. {same}✓ and ✗ are the verifier’s."
     body = _cards(shown, summary.trained)
     if rest:

@@ -109,6 +109,11 @@ def metrics_of(rows: list[EvaluationRow]) -> dict[str, Metric]:
     return found
 
 
+def kid_note(rows: list[EvaluationRow]) -> str:
+    """What ± is of KID, for the sentence that says what it is of the others; "" where there is none."""
+    return "; of KID, the deviation over subsets" if "kid" in metrics_of(rows) else ""
+
+
 def _sentence(key: str) -> str:
     words = key.replace("_", " ").strip()
     return words[:1].upper() + words[1:]

@@ -55,6 +55,17 @@ def test_prompts_that_cannot_be_used(tmp_path):
         read_prompts(path)
 
 
+def test_a_prompt_may_have_any_character_but_a_line_feed(tmp_path):
+    text = "A sign that says\u2028OPEN\x85daily\x0c."
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"item_id": "1", "text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_prompts(path).texts == {"1": text}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(TwinflowError, match=r"1.txt can't be read"):
+        read_prompts(tmp_path / "folder")
+
+
 def test_questions_of_the_official_form(tmp_path):
     rows = [
         ("vrd2", 1, "0", "entity - whole", "Is there a cup, and is it whole?"),

@@ -81,11 +81,13 @@ def test_the_official_code_drops_the_first_item_and_ours_does_not(tmp_path):
     assert ours.overall == 0.75
     assert ours.categories == {"entity - whole": 6 / 8, "attribute - color": 1.0}  # raw answers, all pictures
     assert ours.broad_categories == {"entity": 6 / 8, "attribute": 1.0}
+    assert ours.broad_pictures == {"entity": 8, "attribute": 8}
     assert ours.left_out == ()
     official = dpg_scores(questions, answers, compat=True)
     assert official.left_out == ("partiprompts97",)
     assert official.items == {"1": 0.5}
     assert official.categories == {"entity - whole": 0.0, "attribute - color": 1.0}  # the last picture alone
+    assert official.broad_pictures == {"entity": 1, "attribute": 1}
 
 
 def test_the_first_item_stays_where_nothing_depends_on_its_first_question(tmp_path):

@@ -115,6 +115,13 @@ def test_the_script_for_mplug_writes_what_is_read(bench, folder, tmp_path):
     Image.new("RGB", (8, 8)).save(folder / "b.png")
     with pytest.raises(TwinflowError, match=r"about other pictures than .*: b\."):
         bench.read(path, folder=folder)
+    Image.new("RGB", (8, 8), COLORS["blue"]).save(folder / "b.png")
+    script.ask_folder(folder, tmp_path / "q.csv", path, lambda i, q: judge.answer(i, [q])[0])
+    assert judge.asked == 17  # about the four pictures of the grid that changed
+    assert bench.read(path, folder=folder).specified.items["b"] == 1.0  # later answers count
+    (folder / "b.png").unlink()
+    with pytest.raises(SystemExit, match="lacks 1 of 2 grids, such as b"):
+        script.ask_folder(folder, tmp_path / "q.csv", path, lambda i, q: "no")
 
 
 def mplug(path, change=lambda line: line):

@@ -115,6 +115,53 @@ def test_geneval_goes_on_where_scoring_was_stopped(weights, tmp_path, monkeypatc
     assert len(looked) == 13
 
 
+def test_weights_that_arrive_with_the_first_score_are_the_same_in_the_second(weights, tmp_path, monkeypatch):
+    """A detector by its hub id is a configuration before it is loaded, and all its files afterwards."""
+    prompts = write_lines(tmp_path / "one.jsonl", SIX[0])
+    late = tmp_path / "late"
+    late.mkdir()
+    shutil.copyfile(weights / "detector" / "config.json", late / "config.json")
+    load, detect, looked = Mask2FormerDetector.load, Mask2FormerDetector.detect, []
+
+    def fetch(path, **options):
+        shutil.copytree(weights / "detector", path, dirs_exist_ok=True)
+        return load(path, **options)
+
+    monkeypatch.setattr(Mask2FormerDetector, "load", fetch)
+    monkeypatch.setattr(
+        Mask2FormerDetector,
+        "detect",
+        lambda self, *args, **how: looked.append(1) or detect(self, *args, **how),
+    )
+    options = dict(detector=str(late), prompts=str(prompts), colors=str(weights / "clip"), device="cpu")
+    folder = draw(GenEvalBenchmark(**options), tmp_path / "pictures")
+    for _ in range(2):
+        GenEvalBenchmark(**options).score(folder)
+        assert len(looked) == 4
+
+
+def test_the_protocol_tells_weights_of_one_name_apart(weights, tmp_path):
+    prompts = write_lines(tmp_path / "one.jsonl", SIX[0])
+    questions = write_csv(tmp_path / "q.csv", [("a", 1, "0", "global", "?")])
+    (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
+    tiny_detector(seed=1).save_pretrained(tmp_path / "detector")
+    save_tiny_vlm(tmp_path / "vlm", seed=1)
+
+    def protocols(folder):
+        geneval = dict(prompts=str(prompts), colors=str(weights / "clip"), detector=str(folder / "detector"))
+        dpg = dict(questions=str(questions), prompts=str(tmp_path / "p.jsonl"), judge=str(folder / "vlm"))
+        return GenEvalBenchmark(**geneval).protocol, DPGBenchmark(**dpg).protocol
+
+    for own, other, moved in zip(
+        protocols(weights),
+        protocols(tmp_path),
+        protocols(shutil.copytree(weights, tmp_path / "moved")),
+    ):
+        assert own != other
+        assert own == moved
+        assert str(tmp_path) not in str(moved)
+
+
 def test_dpg(weights, tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
     questions = write_csv(
@@ -129,11 +176,14 @@ def test_dpg(weights, tmp_path):
     scores = benchmark.score(folder)
     assert 0 <= scores.overall <= 1
     assert scores.tasks.keys() == {"global", "entity"}
+    assert scores.task_images == {"global": 4, "entity": 4}  # what the categories' intervals are taken from
+    assert scores.overall_error is None  # of a single prompt
     imported = DPGBenchmark(**options, judge="import:mplug.jsonl", compat="true")
     imported.ready()
     with pytest.raises(TwinflowError, match="ask the judge about them"):
         imported.score(folder)
-    (folder / "mplug.jsonl").write_text((folder / "answers.jsonl").read_text())
+    (answers,) = folder.glob("answers_*.jsonl")
+    (folder / "mplug.jsonl").write_text(answers.read_text())
     assert imported.score(folder).metrics["dpg_other"].value == pytest.approx(100 * scores.overall)
 
 

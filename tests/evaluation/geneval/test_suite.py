@@ -194,9 +194,11 @@ def test_results_of_other_prompts_or_incomplete_ones_are_refused(scored, tmp_pat
     other = prompt_file(*SIX[:5])
     with pytest.raises(TwinflowError, match="of another prompt set"):
         GenEval(metadata=other, images_per_prompt=2).read(path)
-    path.write_text("\n".join([*lines[:-1], lines[-1][:40]]))
-    with pytest.raises(TwinflowError, match="not a results file"):
-        suite.read(path)
+    short = json.loads(lines[-1]) | {"details": json.dumps({"cup": [[1, 2, 3, 4]]})}  # a box without a score
+    for other_line in (lines[-1][:40], "[1, 2]", json.dumps(short)):
+        path.write_text("\n".join([*lines[:-1], other_line]))
+        with pytest.raises(TwinflowError, match="not a results file"):
+            suite.read(path)
     with pytest.raises(TwinflowError, match="can't be read"):
         suite.read(tmp_path / "absent.jsonl")
 

@@ -48,6 +48,7 @@ def plain(text: str) -> str:
 
 
 def grid_hash(path: str | Path) -> str:
+    """A short hash of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 

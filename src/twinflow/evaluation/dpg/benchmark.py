@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores
+from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores, digest
+from twinflow.evaluation.dpg.answers import grid_hash
 from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
 from twinflow.evaluation.dpg.requirements import requirements
 from twinflow.evaluation.dpg.suite import DPGBench
+from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.registry import Entry
 
-ANSWERS = "answers.jsonl"
+ANSWERS = "answers_{judge}.jsonl"
 IMPORT = "import:"
+BY = "answers_by"  # entry of the protocol: the judge whose answers were imported
 
 
 class DPGBenchmark(Benchmark):
@@ -57,14 +61,18 @@ class DPGBenchmark(Benchmark):
     @property
     def protocol(self) -> dict[str, Any]:
         return self.suite.protocol() | {
-            "judge": self._judge_path(),
+            "judge": self._judge_path() if self._imports() else weights_name(self._judge_path()),
             "judge_mode": self.mode,
             "compat": self.compat,
         }
 
+    @property
+    def told_late(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (BY,) if self._imports() else ()
+
     def ready(self) -> None:
         _ = self.suite.question_set
-        if not self._judge_path().startswith(IMPORT):
+        if not self._imports():
             from transformers import AutoConfig
 
             try:
@@ -82,13 +90,17 @@ class DPGBenchmark(Benchmark):
         else:
             find_grids(folder, self.suite.question_set.by_item)
 
-    def score(self, folder: Path) -> Scores:
+    def state(self, folder: Path) -> str:
+        """Imported answers may be written anew for the same pictures."""
+        file = folder / self._judge_path().removeprefix(IMPORT)
+        return grid_hash(file) if self._imports() and file.is_file() else ""
+
+    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
         drawn = self._has_pictures(folder)
         if drawn:
             self.suite.assemble(folder)
-        path = self._judge_path()
-        if path.startswith(IMPORT):
-            file = folder / path.removeprefix(IMPORT)
+        if self._imports():
+            file = folder / self._judge_path().removeprefix(IMPORT)
             if not file.is_file():
                 raise TwinflowError(
                     f"{file} is not there: the pictures are drawn and in their grids; ask the judge about them "
@@ -96,16 +108,21 @@ class DPGBenchmark(Benchmark):
                 )
             report = self.suite.read(file, folder=folder)
         else:
-            report = self.suite.score(folder, judge=self.judge, answers=folder / ANSWERS)
+            # A file for each judge; two may have one name, and their weights are there once they are loaded.
+            judge = digest([self.judge.name, fingerprint(self._judge_path())])[:8]
+            answers = (keep or folder) / ANSWERS.format(judge=judge)
+            report = self.suite.score(folder, judge=self.judge, answers=answers)
         scores = report.official if self.compat else report.specified
         other = report.specified if self.compat else report.official
         title = "DPG as specified, %" if self.compat else "DPG as the published code counts, %"
         return Scores(
             overall=scores.overall,
-            overall_error=scores.overall_error,
+            overall_error=None if math.isnan(scores.overall_error) else scores.overall_error,
             tasks=dict(scores.broad_categories),
+            task_images=dict(scores.broad_pictures),
             metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
             findings=[] if drawn else self._grids(folder),
+            protocol={BY: report.protocol["judge"]} if self._imports() else {},
         )
 
     def _grids(self, folder: Path) -> list[Finding]:
@@ -121,6 +138,9 @@ class DPGBenchmark(Benchmark):
     @cached_property
     def judge(self) -> Judge:
         return load_judge(self._judge_path(), mode=self.mode, device=self.device)  # type: ignore[arg-type]
+
+    def _imports(self) -> bool:
+        return self._judge_path().startswith(IMPORT)
 
     def _judge_path(self) -> str:
         if self.judge_path is None:

@@ -70,7 +70,7 @@ def read_prompts(path: str | Path) -> DPGPrompts:
     ``text``. Raises TwinflowError with the file and line that are not usable."""
     path = Path(path)
     if path.is_dir():
-        texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(path.glob("*.txt"))}
+        texts = {file.stem: _read(file).strip() for file in sorted(path.glob("*.txt"))}
     else:
         texts = _read_lines(path)
     if not texts:
@@ -81,13 +81,16 @@ def read_prompts(path: str | Path) -> DPGPrompts:
     return DPGPrompts(texts=texts, name=path.name, sha256=digest)
 
 
-def _read_lines(path: Path) -> dict[str, str]:
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TwinflowError(f"the prompts {path} can't be read: {error}") from error
+
+
+def _read_lines(path: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -15,6 +15,7 @@ Its third bug, categories mixed up between processes, differs from run to run an
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -34,6 +35,7 @@ class DPGScores:
     items: Mapping[str, float]
     categories: Mapping[str, float]  # "attribute - color", …
     broad_categories: Mapping[str, float]  # "attribute", …: means over questions, not over categories
+    broad_pictures: Mapping[str, int]  # pictures that the questions of a broad category were asked about
     left_out: tuple[str, ...]  # items that the official code drops; empty unless ``compat``
     compat: bool
 
@@ -57,6 +59,7 @@ def dpg_scores(
     _check(questions, answers)
     items: dict[str, float] = {}
     raw: dict[str, list[bool]] = {}
+    seen: Counter[str] = Counter()
     left_out = []
     for item, asked in questions.by_item.items():
         if compat and item == questions.first[0]:
@@ -71,6 +74,7 @@ def dpg_scores(
             continue
         items[item] = fmean(scores)
         for picture in answers[item][-1:] if compat else answers[item]:
+            seen.update({question.broad_category for question in asked})
             for question in asked:
                 raw.setdefault(question.category, []).append(picture[question.id])
     if not items:
@@ -82,6 +86,7 @@ def dpg_scores(
         items=items,
         categories={name: fmean(values) for name, values in raw.items()},
         broad_categories={name: fmean(values) for name, values in broad.items()},
+        broad_pictures=dict(seen),
         left_out=tuple(left_out),
         compat=compat,
     )

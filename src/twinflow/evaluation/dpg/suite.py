@@ -60,6 +60,7 @@ class DPGReport:
             overall_error=scores.overall_error,
             strict=scores.overall,  # there is no stricter reading
             tasks=dict(scores.broad_categories),
+            task_images=dict(scores.broad_pictures),
             **more,
         )
 
@@ -169,9 +170,10 @@ class DPGBench:
     def read(self, path: str | Path, *, folder: str | Path | None = None) -> DPGReport:
         """The report on a file of answers, such as one of mPLUG's; it must be complete.
 
-        Where ``folder`` is given, answers that say which grid they are about must be about the grids in it.
+        A later answer to the same question about the same picture counts. Where ``folder`` is given, answers that say
+        which grid they are about must be about the grids in it.
         """
-        answers = read_answers(path)
+        answers = list({(a.item, a.picture, a.question_id): a for a in read_answers(path)}.values())
         if not answers:
             raise TwinflowError(f"{path} has no answers")
         if folder is not None:

@@ -11,9 +11,9 @@ import torch
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores, digest
-from twinflow.evaluation.fingerprint import fingerprint
+from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.geneval.colors import ClipColors, clip_name
-from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name
+from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name, detector_weights
 from twinflow.evaluation.geneval.folder import find_images
 from twinflow.evaluation.geneval.kept import KeptRows
 from twinflow.evaluation.geneval.requirements import CLIP, HF_DETECTOR, requirements
@@ -57,6 +57,7 @@ class GenEvalBenchmark(Benchmark):
         return self.suite.protocol() | {
             "detector": detector_name(self._detector_path()),
             "colors": clip_name(self.colors_path),
+            "weights": f"{detector_weights(self._detector_path())}; {weights_name(self.colors_path)}",
         }
 
     def ready(self) -> None:
@@ -74,12 +75,12 @@ class GenEvalBenchmark(Benchmark):
     def prepare(self, folder: Path) -> None:
         self.suite.prepare(folder)
 
-    def score(self, folder: Path) -> Scores:
-        kept = KeptRows(folder / KEPT, judges=self._judges())
-        report = self.suite.score(
-            folder, detector=self.detector, colors=self.colors, done=kept.read(), keep=kept.add
-        )
-        report.write_jsonl(folder / RESULTS)
+    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+        keep = keep or folder
+        detector, colors = self.detector, self.colors  # here, before their files are told apart
+        kept = KeptRows(keep / KEPT, pictures=folder, judges=self._judges())
+        report = self.suite.score(folder, detector=detector, colors=colors, done=kept.read(), keep=kept.add)
+        report.write_jsonl(keep / RESULTS)
         official = report.official
         return Scores(
             overall=official.overall,

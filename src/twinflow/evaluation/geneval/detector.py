@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.fingerprint import weights_name
 from twinflow.evaluation.geneval.postprocess import instances
 from twinflow.evaluation.geneval.preprocess import preprocess
 from twinflow.evaluation.geneval.prompts import CLASS_NAMES
@@ -113,6 +114,12 @@ def decimal(value: np.float32) -> float:
     The official scorer compares fp32 scores with fp32 thresholds; with this, 0.3 > 0.3 is false in fp64 as well.
     """
     return float(str(np.float32(value)))
+
+
+def detector_weights(path_or_id: str | Path) -> str:
+    """Which weights a detector has. The name of a converted one tells it; its files depend on transformers' version."""
+    converted = (Path(path_or_id) / PROVENANCE_FILE).is_file()
+    return detector_name(path_or_id) if converted else weights_name(path_or_id)
 
 
 def detector_name(path_or_id: str | Path) -> str:

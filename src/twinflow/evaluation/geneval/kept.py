@@ -13,13 +13,13 @@ from twinflow.evaluation.scoring import ImageResult
 
 
 class KeptRows:
-    """A file of rows beside the pictures. A row counts for the same picture, byte for byte, and the same ``judges``.
+    """A file of rows of a folder of ``pictures``. A row counts for the same picture, byte for byte, and ``judges``.
 
     One JSON object a line: a line of the results file, with ``picture``, a hash of the picture's file, and ``judges``.
     """
 
-    def __init__(self, path: Path, *, judges: str) -> None:
-        self.path, self.judges = path, judges
+    def __init__(self, path: Path, *, pictures: Path, judges: str) -> None:
+        self.path, self.pictures, self.judges = path, pictures, judges
 
     def read(self) -> list[ImageResult]:
         """Rows that need not be scored again; a last line that was cut off is taken away."""
@@ -43,8 +43,8 @@ class KeptRows:
                 line = json.loads(text)
                 if line["judges"] == self.judges and line["picture"] == self._hash(line["filename"]):
                     yield row_from_json(line)
-            except (KeyError, TypeError, ValueError, OSError):
+            except (AttributeError, LookupError, TypeError, ValueError, OSError):
                 continue  # of another form, or its picture is gone: then it is of no use, and no harm
 
     def _hash(self, filename: str) -> str:
-        return hashlib.sha256((self.path.parent / filename).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256((self.pictures / filename).read_bytes()).hexdigest()[:16]

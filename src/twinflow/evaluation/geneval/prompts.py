@@ -74,7 +74,7 @@ def read_prompts(path: str | Path) -> PromptFile:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may have other line separators inside
     except (OSError, UnicodeDecodeError) as error:
         raise TwinflowError(f"the prompts {path} can't be read: {error}") from error
     rows = []

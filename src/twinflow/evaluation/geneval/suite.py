@@ -159,7 +159,7 @@ class GenEval:
             rows = read_results(path)
         except OSError as error:
             raise TwinflowError(f"the results {path} can't be read: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise TwinflowError(f"{path} is not a results file of GenEval: {error!r}") from error
         self._check_rows(rows, path)
         return self.report(
