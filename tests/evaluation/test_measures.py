@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -368,6 +369,12 @@ def test_prompt_scores_and_sharpness_say_their_interval(clip, tmp_path):
     assert found.value == pytest.approx(values.mean().item(), rel=1e-4)
     assert found.error == pytest.approx(1.96 * values.std().item() / 40**0.5, rel=1e-3)
     assert "clip" in measure.protocol["pickscore"]
+    from transformers import CLIPImageProcessorPil
+
+    prepared = shutil.copytree(clip, tmp_path / "prepared")
+    CLIPImageProcessorPil(do_center_crop=False, size={"height": 24, "width": 24}).save_pretrained(prepared)
+    other = ClipScorer("pickscore", str(clip), processor=str(prepared))
+    assert PromptScore("pickscore", "PickScore", other).protocol != measure.protocol
     sharp = Sharpness().measure(tmp_path / "p", pictures, cache=tmp_path / "c")
     assert sharp["contrast"].value == pytest.approx(0.19, abs=0.02)  # of uniform noise in three channels
 

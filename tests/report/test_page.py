@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -136,6 +137,22 @@ def test_a_benchmark_without_a_score_and_pictures_of_unknown_cost(tmp_path):
     assert "0.31" in text
     assert "None" not in text
     assert "None" not in files.markdown.read_text()
+
+
+def test_what_strict_means_is_said_as_the_benchmark_counts(table, tmp_path):
+    """ShapeWorld forbids objects of any class, GenEval of those that the prompt names."""
+    said = {"shapeworld": "that the prompt doesn’t name", "geneval": "other classes are free"}
+    for name, own in said.items():
+        page = write_report(tmp_path, replace(table, benchmark=name)).html.read_text()
+        assert [text in page for text in said.values()] == [text == own for text in said.values()]
+
+
+def test_equal_seeds_are_claimed_for_pictures_that_were_drawn_here_alone(folder, table):
+    assert "Same prompt, same seed; " in write_report(folder, table).html.read_text()
+    rows = [replace(row, style="unknown") if row.model == "twinflow" else row for row in table.rows]
+    page = write_report(folder, replace(table, rows=rows)).html.read_text()
+    assert "Same prompt; " in page
+    assert "same seed" not in page
 
 
 def test_a_warning_stands_before_the_numbers(folder, table):

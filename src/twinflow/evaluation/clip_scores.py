@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.fingerprint import fingerprint
+from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.ranks import device
 from twinflow.pipelines import to_pil
 
@@ -38,6 +38,7 @@ class ClipScorer:
         from transformers import AutoImageProcessor, AutoTokenizer
 
         self.kind, self.prefix = kind, prefix
+        self.processor = weights_name(processor) if processor else ""  # beside the model's own
         beside = processor or model
         try:
             self.network = _network(model, like=processor).to(device()).eval()

@@ -15,13 +15,16 @@ _IGNORED = {".md", ".png", ".jpg", ".txt~"}
 def fingerprint(path_or_id: str | Path) -> str:
     """A short hash of a model's files: names, sizes and a sample of the bytes of each.
 
-    Training moves every weight of a file, so a sample tells any two checkpoints apart. A hub id is looked up
-    among what was fetched; where it can't be found, the id itself is the fingerprint.
+    Training moves every weight of a file, so a sample tells any two checkpoints apart. A hub id is known by the commit
+    that was fetched, whichever of its files were; where there is none, the id itself is the fingerprint.
     """
     folder = model_folder(path_or_id)
     if folder is None:
         return str(path_or_id)
     state = hashlib.sha256()
+    if not Path(path_or_id).exists():
+        state.update(f"{path_or_id}\0{folder.name}".encode())  # snapshots/<commit>
+        return state.hexdigest()[:16]
     for file in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
         if not file.is_file() or file.suffix.lower() in _IGNORED or file.name.startswith("."):
             continue

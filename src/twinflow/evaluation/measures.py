@@ -179,7 +179,8 @@ class PromptScore(Measure):
     @property
     def protocol(self) -> dict[str, Any]:
         prefix = f" with the prefix {self.scorer.prefix!r}" if self.scorer.prefix else ""
-        return {self.name: self.scorer.name + prefix}
+        beside = f", prepared as by {self.scorer.processor}" if self.scorer.processor else ""
+        return {self.name: self.scorer.name + prefix + beside}
 
     def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
         values, done = [], 0
