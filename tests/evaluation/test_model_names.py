@@ -58,6 +58,7 @@ def test_the_registry_builds_what_is_asked_for(tmp_path):
         (["shapeworld"], {}, {"shapeworld": {"size": "3"}}, "no such option"),
         (["shapeworld"], {}, {"prompts": {"seed": "3"}}, "not among the benchmarks"),
         (["shapeworld"], {}, {"shapeworld": {"seed": "x"}}, "whole number"),
+        (["shapeworld"], {"images_per_prompt": 4}, {}, "--images-per-prompt is no option of shapeworld"),
     ):
         with pytest.raises(TwinflowError, match=message):
             build(names, common=common, own=own)

@@ -268,6 +268,23 @@ def test_two_protocols_do_not_share_a_table(tmp_path):
     assert evaluate(tmp_path / "out", f"gray={folder}", benchmark=other, overwrite=True).rows[0].nfe == 0
 
 
+def test_a_name_in_a_table_stands_for_one_model(tmp_path):
+    """A model that was trained on and kept its name does not share a line with what it was before."""
+    first, second = (copy_model("shapeworld-tiny", tmp_path / name) for name in ("first", "second"))
+    (second / "trained_on.json").write_text("{}")  # another model, as far as anyone can tell
+    small = ShapeWorldBenchmark(images_per_task=1)
+    out = tmp_path / "out"
+    kept = evaluate(out, f"mine={first}", benchmark=small)
+    with pytest.raises(TwinflowError, match=r"another model called 'mine', at 2 NFE.*--nfe"):
+        evaluate(out, f"mine={second}", benchmark=small, nfe=[1])
+    assert EvaluationTable.load(out / "table.json").rows == kept.rows
+    evaluate(out, f"mine={first}", benchmark=small, nfe=[4])  # itself at another NFE is welcome
+    assert [row.nfe for row in EvaluationTable.load(out / "table.json").rows] == [1, 2, 4]
+    table = evaluate(out, f"mine={second}", benchmark=small, nfe=[4, 2, 1])
+    assert [row.nfe for row in table.rows] == [4, 2, 1]
+    assert len({row.identity for row in table.rows}) == 1 != {kept.rows[0].identity}
+
+
 @pytest.mark.slow
 def test_two_processes_draw_the_bytes_that_one_draws(model, tmp_path):
     draw_pictures(model, BENCHMARK.pictures, model.sampler(2, None), tmp_path / "one", batch=5)

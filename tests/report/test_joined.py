@@ -55,6 +55,20 @@ def test_the_same_model_twice_is_told_apart():
     assert [row.model for row in join_tables([one, one]).rows] == ["base", "base (2)"]
 
 
+@pytest.mark.parametrize(
+    ("identities", "names"),
+    [(("x", "y"), ["mine", "mine (2)", "mine (2)"]), (("x", "x"), ["mine", "mine", "mine"])],
+)
+def test_a_line_is_of_one_model(identities, names):
+    """Another model of the same name is told apart at every NFE, whether the first table has a row there or not."""
+    first, second = identities
+    one = make_table(make_row("mine", 1, 0.5, identity=first))
+    two = make_table(make_row("mine", 2, 0.6, identity=second), make_row("mine", 4, 0.6, identity=second))
+    assert [row.model for row in join_tables([one, two]).rows] == names
+    both = make_table(make_row("mine", 1, 0.5), make_row("mine", 2, 0.6))
+    assert [row.model for row in join_tables([one, both]).rows] == ["mine", "mine (2)", "mine (2)"]
+
+
 def test_a_metric_that_only_pictures_of_others_have_is_shown_without_a_plot(tmp_path):
     """Their evaluations are not known: there is nothing to draw it against."""
     ours = make_table(*(make_row("base", nfe, None, strict=None, tasks={}) for nfe in (1, 2)))

@@ -46,7 +46,8 @@ def comparable(a: EvaluationTable, b: EvaluationTable) -> list[Difference]:
 
 
 def join_tables(tables: Sequence[EvaluationTable], *, mixed: bool = False) -> EvaluationTable:
-    """All rows in one table. Rows of the same model and NFE are told apart by a number.
+    """All rows in one table. Models of one name in two tables are told apart by a number, unless they are known to be
+    one model at other NFE.
 
     ``TwinflowError`` if the protocols differ; with ``mixed`` they are joined, and the table's notes say in what.
     """
@@ -62,16 +63,25 @@ def join_tables(tables: Sequence[EvaluationTable], *, mixed: bool = False) -> Ev
                 + "; ".join(map(str, differences))
                 + ". Evaluate again under one protocol, or say --mixed to see them side by side with a warning"
             )
+        names = {
+            model: f"{model} ({number})" if _clash(joined, table, model) else model
+            for model in dict.fromkeys(row.model for row in table.rows)
+        }
         if differences:
-            models = ", ".join(dict.fromkeys(row.model for row in table.rows))
+            models = ", ".join(names.values())
             joined.notes.append(
                 f"Not comparable: {models} (table {number}) was scored under another protocol than table 1 "
                 f"({'; '.join(map(str, differences))})."
             )
-        for row in table.rows:
-            taken = joined.row(row.model, row.nfe) is not None
-            joined.rows.append(replace(row, model=f"{row.model} ({number})") if taken else row)
+        joined.rows += [replace(row, model=names[row.model]) for row in table.rows]
     return joined
+
+
+def _clash(joined: EvaluationTable, table: EvaluationTable, model: str) -> bool:
+    """Whether rows of that name must not become one line: of other models, or of the same NFE."""
+    before, rows = ([row for row in one.rows if row.model == model] for one in (joined, table))
+    identities = {row.identity for row in (*before, *rows)} - {""}
+    return bool(before) and (len(identities) > 1 or any(joined.row(model, row.nfe) for row in rows))
 
 
 def run_facts() -> dict[str, Any]:

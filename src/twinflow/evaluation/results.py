@@ -44,6 +44,7 @@ class EvaluationRow:
     task_images: dict[str, int] = field(default_factory=dict)  # pictures of each task; {}: equal shares
     metrics: dict[str, Metric] = field(default_factory=dict)
     key: str = ""  # hash of the model, its sampler, the pictures and their imported answers: equal keys, equal scores
+    identity: str = ""  # hash of the model, its dtype and size; "": pictures of others
 
     def __post_init__(self) -> None:
         self.metrics = {

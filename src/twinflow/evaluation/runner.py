@@ -110,8 +110,25 @@ class Evaluation:
         for benchmark in self.benchmarks:
             model.check([picture.prompt for picture in benchmark.pictures], samplers)
         for benchmark, table in zip(self.benchmarks, self.tables):
+            self._make_way(table, name, model, [sampler.nfe for sampler in samplers], self.folder(benchmark))
+        for benchmark, table in zip(self.benchmarks, self.tables):
             for sampler in samplers:
                 self._one(benchmark, table, model, name, sampler, place)
+
+    def _make_way(
+        self, table: EvaluationTable, name: str, model: Model, nfe: Sequence[int], home: Path
+    ) -> None:
+        """Take rows of a former model of that name out of the table, all of which are drawn again; else an error."""
+        former = [
+            row for row in table.rows if row.model == name and row.identity not in ("", identity_of(model))
+        ]
+        left = ", ".join(str(row.nfe) for row in former if row.nfe not in nfe)
+        if left:
+            raise TwinflowError(
+                f"{home / TABLE} has scores of another model called {name!r}, at {left} NFE: call this one otherwise "
+                f"(NAME=MODEL), draw those anew as well (--nfe), choose another --output, or --overwrite the table"
+            )
+        table.rows = [row for row in table.rows if not any(row is other for other in former)]
 
     def _one(
         self,
@@ -151,6 +168,7 @@ class Evaluation:
                 guidance=sampler.guidance,
                 seconds_per_image=drawing.seconds_per_image,
                 key=drawing.key,
+                identity=identity_of(model),
             )
             self._score(benchmark, table, row, folder, save=save)
         place.barrier()
@@ -223,6 +241,11 @@ class Evaluation:
         table.put(row)
         if save:
             table.save(home / TABLE)
+
+
+def identity_of(model: Model) -> str:
+    """Of what a model's pictures depend on, wherever they are drawn."""
+    return digest({key: value for key, value in model.identity.items() if key != "device"})
 
 
 def _told_late(table: EvaluationTable, scores: Scores, pictures: Path) -> None:
