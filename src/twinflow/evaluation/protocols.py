@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,6 +82,31 @@ def _clash(joined: EvaluationTable, table: EvaluationTable, model: str) -> bool:
     before, rows = ([row for row in one.rows if row.model == model] for one in (joined, table))
     identities = {row.identity for row in (*before, *rows)} - {""}
     return bool(before) and (len(identities) > 1 or any(joined.row(model, row.nfe) for row in rows))
+
+
+def make_way(table: EvaluationTable, name: str, identity: str, nfe: Sequence[int], file: Path) -> None:
+    """Take rows of a former model called ``name`` out of ``table``, kept in ``file``, for one that is drawn at ``nfe``.
+
+    ``TwinflowError`` if rows of the former one would stay beside those of the new one.
+    """
+    former = [row for row in table.rows if row.model == name and row.identity not in ("", identity)]
+    left = ", ".join(str(row.nfe) for row in former if row.nfe not in nfe)
+    if left:
+        raise TwinflowError(
+            f"{file} has scores of another model called {name!r}, at {left} NFE: call this one otherwise (NAME=MODEL), "
+            "draw those anew as well (--nfe), choose another --output, or --overwrite the table"
+        )
+    table.rows = [row for row in table.rows if not any(row is other for other in former)]
+
+
+def take_late(table: EvaluationTable, told: Mapping[str, Any], pictures: Path) -> None:
+    """Take over what only scoring tells of the protocol; ``TwinflowError`` if the table's other rows say otherwise."""
+    for key, value in told.items():
+        if (known := table.protocol.setdefault(key, value)) != value:
+            raise TwinflowError(
+                f"{pictures}: {key.replace('_', ' ')} is {value!r}, and of the table's other rows {known!r}. Such "
+                "scores do not compare: choose another --output, or --overwrite the table"
+            )
 
 
 def run_facts() -> dict[str, Any]:

@@ -283,12 +283,12 @@ def build(
     left = set(own) - {entry.name for entry in chosen}
     if left:
         raise TwinflowError(f"--with sets an option of {min(left)!r}, which is not among the benchmarks")
-    idle = [name for name in common if not any(name in entry.options for entry in chosen)]
-    if idle:
-        raise TwinflowError(
-            f"--{idle[0].replace('_', '-')} is no option of {', '.join(entry.name for entry in chosen)}: leave it "
-            "out; see `twinflow eval --list`"
-        )
+    for name in common:
+        if not any(name in entry.options for entry in chosen):
+            theirs = ", ".join(entry.name for entry in chosen)
+            raise TwinflowError(
+                f"--{name.replace('_', '-')} is no option of {theirs}: leave it out, or see --list"
+            )
     benchmarks: list[Benchmark] = []
     measures: list[Measure] = []
     for entry in chosen:

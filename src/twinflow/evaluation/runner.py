@@ -21,7 +21,7 @@ from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, Model, open_model
 from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
 from twinflow.evaluation.progress import bar
-from twinflow.evaluation.protocols import comparable, run_facts
+from twinflow.evaluation.protocols import comparable, make_way, run_facts, take_late
 from twinflow.evaluation.ranks import processes
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.evaluation.samplers import Sampler
@@ -110,25 +110,12 @@ class Evaluation:
         for benchmark in self.benchmarks:
             model.check([picture.prompt for picture in benchmark.pictures], samplers)
         for benchmark, table in zip(self.benchmarks, self.tables):
-            self._make_way(table, name, model, [sampler.nfe for sampler in samplers], self.folder(benchmark))
+            make_way(
+                table, name, identity_of(model), [one.nfe for one in samplers], self.folder(benchmark) / TABLE
+            )
         for benchmark, table in zip(self.benchmarks, self.tables):
             for sampler in samplers:
                 self._one(benchmark, table, model, name, sampler, place)
-
-    def _make_way(
-        self, table: EvaluationTable, name: str, model: Model, nfe: Sequence[int], home: Path
-    ) -> None:
-        """Take rows of a former model of that name out of the table, all of which are drawn again; else an error."""
-        former = [
-            row for row in table.rows if row.model == name and row.identity not in ("", identity_of(model))
-        ]
-        left = ", ".join(str(row.nfe) for row in former if row.nfe not in nfe)
-        if left:
-            raise TwinflowError(
-                f"{home / TABLE} has scores of another model called {name!r}, at {left} NFE: call this one otherwise "
-                f"(NAME=MODEL), draw those anew as well (--nfe), choose another --output, or --overwrite the table"
-            )
-        table.rows = [row for row in table.rows if not any(row is other for other in former)]
 
     def _one(
         self,
@@ -219,7 +206,7 @@ class Evaluation:
             prefix = f"{row.model}_nfe{row.nfe}"
             (home / prefix).mkdir(parents=True, exist_ok=True)
             scores = benchmark.score(pictures, keep=home / prefix)
-            _told_late(table, scores, pictures)
+            take_late(table, scores.protocol, pictures)
             for measure in self.measures:
                 cache = home / ".features" / prefix
                 scores.metrics |= measure.measure(pictures, benchmark.pictures, cache=cache)
@@ -246,16 +233,6 @@ class Evaluation:
 def identity_of(model: Model) -> str:
     """Of what a model's pictures depend on, wherever they are drawn."""
     return digest({key: value for key, value in model.identity.items() if key != "device"})
-
-
-def _told_late(table: EvaluationTable, scores: Scores, pictures: Path) -> None:
-    """Take over what only scoring tells of the protocol; ``TwinflowError`` if the table's other rows say otherwise."""
-    for key, value in scores.protocol.items():
-        if (known := table.protocol.setdefault(key, value)) != value:
-            raise TwinflowError(
-                f"{pictures}: {key.replace('_', ' ')} is {value!r}, and of the table's other rows {known!r}. Such "
-                "scores do not compare: choose another --output, or --overwrite the table"
-            )
 
 
 def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:
