@@ -15,7 +15,7 @@ from PIL import Image
 
 from twinflow.assets import copy_model
 from twinflow.errors import TwinflowError
-from twinflow.evaluation import models
+from twinflow.evaluation import models, runner
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, open_model
@@ -283,6 +283,16 @@ def test_a_name_in_a_table_stands_for_one_model(tmp_path):
     table = evaluate(out, f"mine={second}", benchmark=small, nfe=[4, 2, 1])
     assert [row.nfe for row in table.rows] == [4, 2, 1]
     assert len({row.identity for row in table.rows}) == 1 != {kept.rows[0].identity}
+
+
+def test_a_table_that_goes_on_elsewhere_says_that_its_times_do_not_compare(tmp_path, monkeypatch):
+    small = ShapeWorldBenchmark(images_per_task=1)
+    assert evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[1]).notes == []
+    facts = runner.run_facts() | {"machine": "another one"}
+    monkeypatch.setattr(runner, "run_facts", lambda: facts)
+    (note,) = evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[2]).notes
+    assert "another one" in note
+    assert evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[2]).notes == [note]
 
 
 @pytest.mark.slow

@@ -69,6 +69,17 @@ def test_a_line_is_of_one_model(identities, names):
     assert [row.model for row in join_tables([one, both]).rows] == ["mine", "mine (2)", "mine (2)"]
 
 
+def test_speed_ups_between_machines_come_with_a_warning(tmp_path):
+    one = make_table(make_row("base", 4, 0.5), machine="a CPU, 2 threads")
+    two = make_table(make_row("mine", 1, 0.6), machine="a GPU, 8 threads")
+    (note,) = join_tables([one, two]).notes
+    assert "different machines (a CPU, 2 threads; a GPU, 8 threads)" in note
+    assert note in write_report(tmp_path, join_tables([one, two])).html.read_text()
+    assert join_tables([one, one]).notes == []
+    untimed = make_table(make_row("mine", 1, 0.6, seconds_per_image=None), machine="a GPU, 8 threads")
+    assert join_tables([one, untimed]).notes == []
+
+
 def test_a_metric_that_only_pictures_of_others_have_is_shown_without_a_plot(tmp_path):
     """Their evaluations are not known: there is nothing to draw it against."""
     ours = make_table(*(make_row("base", nfe, None, strict=None, tasks={}) for nfe in (1, 2)))

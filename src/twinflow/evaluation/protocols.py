@@ -74,7 +74,17 @@ def join_tables(tables: Sequence[EvaluationTable], *, mixed: bool = False) -> Ev
                 f"({'; '.join(map(str, differences))})."
             )
         joined.rows += [replace(row, model=names[row.model]) for row in table.rows]
+    joined.notes += times_note(tables)
     return joined
+
+
+def times_note(tables: Sequence[EvaluationTable]) -> list[str]:
+    """What a reader must know of the times of these tables' rows side by side: one note, or none."""
+    timed = [table for table in tables if any(row.seconds_per_image is not None for row in table.rows)]
+    machines = list(dict.fromkeys(str(table.protocol.get("machine", "?")) for table in timed))
+    if len(machines) < 2:
+        return []
+    return [f"Times are of different machines ({'; '.join(machines)}): speed-ups between them mean nothing."]
 
 
 def _clash(joined: EvaluationTable, table: EvaluationTable, model: str) -> bool:

@@ -21,7 +21,7 @@ from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, Model, open_model
 from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
 from twinflow.evaluation.progress import bar
-from twinflow.evaluation.protocols import comparable, make_way, run_facts, take_late
+from twinflow.evaluation.protocols import comparable, make_way, run_facts, take_late, times_note
 from twinflow.evaluation.ranks import processes
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.evaluation.samplers import Sampler
@@ -99,6 +99,8 @@ class Evaluation:
                 "--output, or --overwrite it"
             )
         table.rows = former.rows
+        here = replace(former, protocol=table.protocol)  # what is drawn now is drawn here
+        table.notes = list(dict.fromkeys([*former.notes, *times_note([former, here])]))
         return table
 
     def draw_and_score(

@@ -80,7 +80,7 @@ def embed(folder: Path, file: str, *, largest: int = LARGEST) -> tuple[str | Non
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except OSError:  # missing, cut off, or no picture
+    except (OSError, SyntaxError, ValueError):  # missing, cut off, or no picture
         return None, 0
     side = max(image.size)
     image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
