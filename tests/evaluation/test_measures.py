@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation import extractors
+from twinflow.evaluation import extractors, measures
 from twinflow.evaluation.clip_scores import ClipScorer, from_open_clip
 from twinflow.evaluation.extractors import open_extractor
 from twinflow.evaluation.feature_bank import FeatureBank
@@ -377,6 +377,29 @@ def test_prompt_scores_and_sharpness_say_their_interval(clip, tmp_path):
     assert PromptScore("pickscore", "PickScore", other).protocol != measure.protocol
     sharp = Sharpness().measure(tmp_path / "p", pictures, cache=tmp_path / "c")
     assert sharp["contrast"].value == pytest.approx(0.19, abs=0.02)  # of uniform noise in three channels
+
+
+def test_scores_of_prompts_are_kept_too_and_taken_again_for_a_changed_picture(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "SHARD", 3)
+    pictures = folder_of(tmp_path / "p", 7, seed=1)
+    seen = []
+
+    class Counting(ClipScorer):
+        def score(self, pixels, prompts):
+            seen.append(len(prompts))
+            return super().score(pixels, prompts)
+
+    def measured(kind="pickscore"):
+        measure = PromptScore(kind, kind, Counting(kind, str(clip)))
+        return measure.measure(tmp_path / "p", pictures, cache=tmp_path / "cache")[kind].value
+
+    first = measured()
+    assert (measured(), seen) == (first, [3, 3, 1])
+    Image.new("RGB", (24, 24)).save(tmp_path / "p" / "4.png")
+    assert measured() != first
+    assert seen[3:] == [3]
+    assert measured("hps") != measured()  # of another scale: not the other's scores
+    assert seen[4:] == [3, 3, 1]
 
 
 def test_statistics_of_two_processes_are_those_of_one(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -56,20 +56,27 @@ class FeatureBank:
         return statistics
 
     def _shard(self, part: Sequence[Picture]) -> Tensor:
-        states = [(self.folder / picture.file).stat() for picture in part]
-        key = digest(
-            [
-                extractor_hash(self.extractor),
-                [(p.file, s.st_size, s.st_mtime_ns) for p, s in zip(part, states)],
-            ]
-        )
-        file = self.cache / f"{key}.safetensors"
-        if not file.is_file():
-            rows = [
+        def rows() -> Tensor:
+            found = [
                 extract(self.extractor, pixels) for pixels in read_pixels(self.folder, part, batch=self.batch)
             ]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            hidden = file.with_name(f".{file.name}.{os.getpid()}")
-            save_tensors({"features": torch.cat(rows).float().contiguous()}, hidden)
-            os.replace(hidden, file)
-        return load_file(file)["features"].double()
+            return torch.cat(found).float()
+
+        key = digest([extractor_hash(self.extractor), states(self.folder, part)])
+        return once(self.cache / f"{key}.safetensors", rows).double()
+
+
+def states(folder: Path, pictures: Sequence[Picture]) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of writing: other ones are other pictures."""
+    found = ((picture.file, (folder / picture.file).stat()) for picture in pictures)
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in found]
+
+
+def once(file: Path, compute: Callable[[], Tensor]) -> Tensor:
+    """What ``compute`` returned when ``file`` was not there yet."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hidden = file.with_name(f".{file.name}.{os.getpid()}")
+        save_tensors({"features": compute().contiguous()}, hidden)
+        os.replace(hidden, file)
+    return load_file(file)["features"]

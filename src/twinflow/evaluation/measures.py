@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from twinflow.evaluation.benchmark import Measure, digest
 from twinflow.evaluation.clip_scores import ClipScorer
 from twinflow.evaluation.diversity import seed_diversity, vendi_score
 from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash, open_extractor
-from twinflow.evaluation.feature_bank import FeatureBank
+from twinflow.evaluation.feature_bank import SHARD, FeatureBank, once, states
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance
 from twinflow.evaluation.kernel_distance import kernel_distance
 from twinflow.evaluation.neighbours import neighbours
@@ -183,9 +184,17 @@ class PromptScore(Measure):
         return {self.name: self.scorer.name + prefix + beside}
 
     def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
+        values = []
+        for first in range(0, len(pictures), SHARD):
+            part = pictures[first : first + SHARD]
+            key = digest([self.protocol, states(folder, part), [picture.prompt for picture in part]])
+            values.append(once(cache / f"{key}.safetensors", partial(self._scores, folder, part)))
+        return {self.name: mean_metric(torch.cat(values), self.title, "higher", 2)}
+
+    def _scores(self, folder: Path, pictures: Sequence[Picture]) -> Tensor:
         values, done = [], 0
         for pixels in read_pixels(folder, pictures, batch=32):
             prompts = [picture.prompt for picture in pictures[done : done + len(pixels)]]
             values.append(self.scorer.score(pixels, prompts))
             done += len(pixels)
-        return {self.name: mean_metric(torch.cat(values), self.title, "higher", 2)}
+        return torch.cat(values)
