@@ -193,11 +193,26 @@ def test_what_is_missing_is_told_before_anything_is_drawn(weights, tmp_path):
         GenEvalBenchmark(prompts=prompts).ready()
     with pytest.raises(TwinflowError, match="are not there"):
         GenEvalBenchmark(prompts=prompts, detector=str(tmp_path / "absent")).ready()
+    detector = str(weights / "detector")
+    (tmp_path / "bare").mkdir()
+    shutil.copyfile(weights / "clip" / "config.json", tmp_path / "bare" / "config.json")
+    with pytest.raises(TwinflowError, match=r"GenEval's CLIP, .*bare, are not there: .* no .safetensors"):
+        GenEvalBenchmark(prompts=prompts, detector=detector, colors=str(tmp_path / "bare")).ready()
+    tiny_clip("gelu").save_pretrained(tmp_path / "laion")
+    with pytest.raises(TwinflowError, match="laion computes with 'gelu'"):
+        GenEvalBenchmark(prompts=prompts, detector=detector, colors=str(tmp_path / "laion")).ready()
+    with pytest.raises(TwinflowError, match="the detector 'HF clip' has 2 classes"):
+        GenEvalBenchmark(prompts=prompts, detector=str(weights / "clip")).ready()
     with pytest.raises(TwinflowError, match="seed must be a whole number, got 'x'"):
         GenEvalBenchmark(seed="x")
     texts = tmp_path / "p.jsonl"
     texts.write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
     with pytest.raises(TwinflowError, match=r"give the path of dpg_bench.csv"):
         DPGBenchmark(prompts=str(texts), judge=str(weights / "vlm")).ready()
+    own = dict(
+        prompts=str(texts), questions=str(write_csv(tmp_path / "q.csv", [("a", 1, "0", "global", "?")]))
+    )
+    with pytest.raises(TwinflowError, match=r"the judge, .*bare, are not there"):
+        DPGBenchmark(**own, judge=str(tmp_path / "bare")).ready()
     with pytest.raises(TwinflowError, match="compat must be true or false"):
         DPGBenchmark(compat="perhaps")

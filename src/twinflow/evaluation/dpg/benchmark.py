@@ -19,6 +19,7 @@ from twinflow.evaluation.dpg.suite import DPGBench
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.registry import Entry
+from twinflow.evaluation.requirements import config_of
 
 ANSWERS = "answers_{judge}.jsonl"
 IMPORT = "import:"
@@ -73,12 +74,7 @@ class DPGBenchmark(Benchmark):
     def ready(self) -> None:
         _ = self.suite.question_set
         if not self._imports():
-            from transformers import AutoConfig
-
-            try:
-                AutoConfig.from_pretrained(self._judge_path())
-            except (OSError, ValueError) as error:
-                raise TwinflowError(f"the judge {self._judge_path()} is not there: {error}") from error
+            config_of(self._judge_path(), what="the judge")
 
     @property
     def derived(self) -> set[str]:  # type: ignore[override]

@@ -12,14 +12,20 @@ import torch
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores, digest
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
-from twinflow.evaluation.geneval.colors import ClipColors, clip_name
-from twinflow.evaluation.geneval.detector import Mask2FormerDetector, detector_name, detector_weights
+from twinflow.evaluation.geneval.colors import ClipColors, check_activation, clip_name
+from twinflow.evaluation.geneval.detector import (
+    Mask2FormerDetector,
+    check_classes,
+    detector_name,
+    detector_weights,
+)
 from twinflow.evaluation.geneval.folder import find_images
 from twinflow.evaluation.geneval.kept import KeptRows
 from twinflow.evaluation.geneval.requirements import CLIP, HF_DETECTOR, requirements
 from twinflow.evaluation.geneval.suite import GenEval, PromptWork
 from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.registry import Entry
+from twinflow.evaluation.requirements import config_of
 from twinflow.evaluation.scoring import ImageResult
 
 RESULTS = "results.jsonl"
@@ -61,13 +67,9 @@ class GenEvalBenchmark(Benchmark):
         }
 
     def ready(self) -> None:
-        from transformers import AutoConfig
-
-        for path in (self._detector_path(), self.colors_path):
-            try:
-                AutoConfig.from_pretrained(path)
-            except (OSError, ValueError) as error:
-                raise TwinflowError(f"GenEval's weights {path} are not there: {error}") from error
+        detector, colors = self._detector_path(), self.colors_path
+        check_classes(config_of(detector, what="GenEval's detector"), name=detector_name(detector))
+        check_activation(config_of(colors, what="GenEval's CLIP"), name=clip_name(colors))
 
     def check(self, folder: Path) -> None:
         find_images(folder, self.suite.prompt_file, images_per_prompt=self.suite.images_per_prompt)

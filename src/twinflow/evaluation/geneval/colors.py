@@ -53,12 +53,8 @@ class ClipColors:
         device: torch.device | str = "cpu",
     ) -> None:
         config: Any = model.config
-        for part in (config.text_config, config.vision_config):
-            if activation is not None and part.hidden_act != activation:
-                raise TwinflowError(
-                    f"{name} computes with {part.hidden_act!r}, OpenAI's CLIP needs {activation!r}: use "
-                    "openai/clip-vit-large-patch14, or ask for activation=None and name the result after this model"
-                )
+        if activation is not None:
+            check_activation(config, name=name, activation=activation)
         self.name = name
         self.device = torch.device(device)
         self.model = model.eval().requires_grad_(False).to(self.device)
@@ -105,6 +101,17 @@ class ClipColors:
             means = features.view(len(COLORS), len(TEMPLATES), -1).mean(1)
             self._classifiers[class_name] = F.normalize(means, dim=-1)
         return self._classifiers[class_name]
+
+
+def check_activation(config: Any, *, name: str, activation: str = "quick_gelu") -> None:
+    """TwinflowError unless it is the configuration of a CLIP that computes with ``activation``."""
+    for part in ("text_config", "vision_config"):
+        found = getattr(getattr(config, part, None), "hidden_act", None)
+        if found != activation:
+            raise TwinflowError(
+                f"{name} computes with {found!r}, OpenAI's CLIP needs {activation!r}: use "
+                "openai/clip-vit-large-patch14, or ask for activation=None and name the result after this model"
+            )
 
 
 def clip_name(path_or_id: str | Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -55,12 +55,7 @@ class Mask2FormerDetector:
         name: str,
         device: torch.device | str = "cpu",
     ) -> None:
-        classes = model.config.num_labels
-        if classes != len(CLASS_NAMES):
-            raise TwinflowError(
-                f"the detector {name!r} has {classes} classes, GenEval needs COCO's {len(CLASS_NAMES)} things: "
-                "use a checkpoint trained for instances on COCO"
-            )
+        check_classes(model.config, name=name)
         self.name = name
         self.device = torch.device(device)
         self.model = model.eval().requires_grad_(False).to(self.device)
@@ -106,6 +101,15 @@ class Mask2FormerDetector:
             )
             for i in range(len(classes))
         ]
+
+
+def check_classes(config: Any, *, name: str) -> None:
+    """TwinflowError unless it is the configuration of a detector of COCO's 80 things."""
+    if config.num_labels != len(CLASS_NAMES):
+        raise TwinflowError(
+            f"the detector {name!r} has {config.num_labels} classes, GenEval needs COCO's {len(CLASS_NAMES)} things: "
+            "use a checkpoint trained for instances on COCO"
+        )
 
 
 def decimal(value: np.float32) -> float:
