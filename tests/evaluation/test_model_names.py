@@ -6,6 +6,7 @@ import pytest
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.model_names import ModelName
+from twinflow.evaluation.prompt_file import read_prompts
 from twinflow.evaluation.registry import build, entries
 from twinflow.evaluation.runner import Evaluation
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
@@ -37,6 +38,12 @@ def test_models_that_are_none(tmp_path):
         Evaluation(benchmarks=[ShapeWorldBenchmark(images_per_task=2)], nfe=[2], output=tmp_path).run(
             ["a=shapeworld-tiny"] * 2
         )
+
+
+def test_prompts_are_what_the_file_says_whatever_wrote_it(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa red\u2028cup\r\n\r\nblue\x85sky".encode())
+    assert read_prompts(file) == ["a red\u2028cup", "blue\x85sky"]
 
 
 def test_the_registry_builds_what_is_asked_for(tmp_path):

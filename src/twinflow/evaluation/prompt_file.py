@@ -46,7 +46,9 @@ class PromptFile(Benchmark):
 def read_prompts(file: Path) -> list[str]:
     """The prompts of a file; ``TwinflowError`` with the line that is none."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # other line separators may be part of a prompt
+        lines = file.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # other line separators may be part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise TwinflowError(f"the file of prompts {file} can't be read: {error}") from error
     if file.suffix != ".jsonl":
