@@ -102,6 +102,13 @@ def test_bad_values(good: Path, override: str, said: str) -> None:
         load_recipe(good, [override])
 
 
+def test_mixed_velocities_without_unconditional_prompt(good: Path) -> None:
+    mixed = ["objective={name: mean_flow, guidance_mix: 0.5}", "unconditional_prompt=null"]
+    with pytest.raises(TwinflowError, match=r"objective.guidance_mix = 0.5 compares .*guidance_mix to 1"):
+        load_recipe(good, mixed)
+    load_recipe(good, mixed[:1])
+
+
 def test_dropout_without_unconditional_prompt(good: Path) -> None:
     with pytest.raises(TwinflowError, match=r"caption_dropout = 0.1 trains on the unconditional prompt"):
         load_recipe(good, ["caption_dropout=0.1", "objective.guidance=0", "unconditional_prompt=null"])

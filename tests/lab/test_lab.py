@@ -100,6 +100,15 @@ def test_the_recipes_of_the_repository_are_valid_at_every_size(name: str, method
         assert {lab.recipe(name, seed=1, steps=5, folder=Path("x")).train.seed for name in lab.methods} == {1}
 
 
+def test_methods_have_what_their_papers_train_with() -> None:
+    """Dropped captions for MeanFlow's unconditional half; a warm-up of the tangent that ends within the run."""
+    lab = load_lab(RECIPES / "lab_shapeworld.yaml", size="hour")
+    recipes = {m: lab.recipe(m, seed=0, steps=300, folder=Path("x")) for m in lab.methods}
+    assert {m: r.caption_dropout for m, r in recipes.items() if r.caption_dropout > 0} == {"mean_flow": 0.1}
+    for name in ("scm", "sana_sprint"):
+        assert recipes[name].objective["tangent_warmup"] == 100
+
+
 def test_ablations_start_from_the_setting_of_the_comparison_and_change_one_thing_each() -> None:
     def recipes(name: str) -> dict[str, Any]:
         lab = load_lab(RECIPES / f"{name}.yaml")

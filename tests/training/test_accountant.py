@@ -6,13 +6,27 @@ import json
 import subprocess
 import sys
 import time
+from statistics import mean
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from objectives.test_networks import made
+from objectives.toys import FeatureToyField, ToyField, batch
 from twinflow.errors import TwinflowError
-from twinflow.objectives import DMD, MeanFlow, TwinFlow
+from twinflow.objectives import (
+    DMD,
+    DMD2,
+    SCM,
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    MeanFlow,
+    ProgressiveDistillation,
+    SanaSprint,
+    TwinFlow,
+)
 from twinflow.training.accountant import Accountant, Budget, Holdings
 
 
@@ -111,6 +125,48 @@ def test_phases_are_kept_apart_and_multiplied() -> None:
     assert accountant.total("flops") == 3 * (critic.flops_per_step + own.flops_per_step)
     assert accountant.total("rows") == 30 + 30 + 30 + 30 + 30
     assert accountant.total("images") == 60
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        TwinFlow(teacher="self"),
+        ConsistencyTraining(start_intervals=10, final_intervals=80),
+        ConsistencyDistillation(guidance=1.0),
+        SCM(guidance=1.0, tangent_warmup=10),
+        MeanFlow(guidance=0.5),
+        ProgressiveDistillation(start_steps=8, guidance=1.0),
+        DMD(guidance=1.0),
+        DMD2(guidance=1.0, critic_steps=2, head_width=4),
+        SanaSprint(guidance=1.0, tangent_warmup=10, head_width=4),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_the_first_step_of_a_phase_stands_for_the_others(objective: Any) -> None:
+    """Or budgets in operations are not equal. Within what random numbers of rows change."""
+    x, cond, uncond = batch(64)
+    student, teacher = ToyField(1), FeatureToyField(2).requires_grad_(False)
+    networks, total = made(objective, student, teacher), 24
+    costs: dict[str, list[int]] = {}
+    for at in range(total):
+        phase, accountant = objective.begin(at, total), Accountant()
+        fields = {
+            name: network if objective.networks()[name].kind == "new" else accountant.field(name, network)
+            for name, network in networks.items()
+        }
+        with accountant.step(phase.name, images=len(x)):
+            objective.step(
+                accountant.field("student", student),
+                x,
+                cond,
+                uncond=uncond,
+                teacher=accountant.field("teacher", teacher),
+                generator=seeded(at),
+                **({"networks": fields} if fields else {}),
+            ).loss.backward()
+        costs.setdefault(phase.name, []).append(int(accountant.total("flops")))
+    for name, of_phase in costs.items():
+        assert of_phase[0] == pytest.approx(mean(of_phase), rel=0.1), name
 
 
 def test_a_budget_is_reached_in_any_unit_and_survives_a_resume() -> None:

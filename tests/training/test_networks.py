@@ -69,6 +69,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, name: str) -> None:
     assert all(torch.tensor(line["loss"]).isfinite() for line in losses)
 
 
+def test_mixed_velocities_get_their_unconditional_condition(tmp_path: Path) -> None:
+    """Of rows that are encoded on the way, too."""
+    recipe = tiny_recipe(
+        tmp_path,
+        objective={"name": "mean_flow", "guidance_mix": 0.5},
+        data={"cache": False},
+        train={"steps": 1},
+    )
+    assert Trainer(recipe, TinyPipeline(), Colors()).run().step == 1
+
+
 def test_networks_move_in_their_phase_alone(tmp_path: Path) -> None:
     """DMD2 with two steps of the critic: the checkpoint of every step tells who moved."""
     result = train(tmp_path, "dmd2", sections={"checkpoint": {"every": 1, "keep": 12}, "ema": {"decay": 0.9}})

@@ -50,9 +50,9 @@ class Method(Section):
     """One row of the leaderboard: sections that replace or extend those of ``run``."""
 
     objective: dict[str, Any]
-    recipe: dict[str, dict[str, Any]] = Field(
+    recipe: dict[str, Any] = Field(
         default_factory=dict
-    )  # further keys by section: {optimizer: {lr: 1.0e-4}}
+    )  # further keys: {optimizer: {lr: 1.0e-4}, caption_dropout: 0.1}
     sampler: dict[str, Any] = Field(default_factory=dict)  # of twinflow.sampling.sample: {style: any}
 
 

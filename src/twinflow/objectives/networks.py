@@ -60,9 +60,10 @@ class NetworkSpec:
 class Phase:
     """What one optimiser step does.
 
-    ``trains``: the networks whose parameters get gradients and are changed; all others must be frozen for the
-    step (see :func:`only_trained`). ``refresh``: networks of kind "stage" that take the student's weights
-    before the step.
+    ``name``: steps of one name make the same evaluations, up to random numbers of rows, so that the operations
+    of the first can be counted for all. ``trains``: the networks whose parameters get gradients and are changed;
+    all others must be frozen for the step (see :func:`only_trained`). ``refresh``: networks of kind "stage" that
+    take the student's weights before the step.
     """
 
     name: str = STUDENT

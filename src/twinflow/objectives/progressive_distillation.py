@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from twinflow.flow import expand_time, interpolate
 from twinflow.objectives.guided import check_call, check_guidance, guided_velocity
 from twinflow.objectives.losses import l2
-from twinflow.objectives.networks import NetworkSpec, Phase, named
+from twinflow.objectives.networks import STUDENT, NetworkSpec, Phase, named
 from twinflow.objectives.objective import Field, Objective, RowLog, Step, role_means, send, working_dtype
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.randomness import RandomSource
@@ -81,7 +81,9 @@ class ProgressiveDistillation(Objective):
 
     def phase(self, step: int) -> Phase:
         new = step > 0 and self.stage(step) != self.stage(step - 1)
-        return Phase(refresh=("teacher",)) if new else Phase()
+        # The guided teacher of the first stage is asked for twice as many rows as later ones.
+        name = "guided" if self.guidance > 0 and self.stage(step) == 0 else STUDENT
+        return Phase(name=name, refresh=("teacher",) if new else ())
 
     def step(
         self,

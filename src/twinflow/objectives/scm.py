@@ -149,18 +149,17 @@ class SCM(Objective):
         else:
             dx = cos * z - sin * data
 
-        tangent = -(cos**2) * (F_sg - dx)
-        if self.warmup > 0:
-            # cos(s) sin(s) dF/ds as one derivative along (cos sin dx, cos sin): it vanishes at both ends.
-            change = directional_derivative(
-                lambda state, now: trig_field(ask, field, state, now),
-                (x_s, s),
-                (cos * sin * dx, s.cos() * s.sin()),
-                value=F_sg,
-                mode=self.derivative,
-                delta=self.delta,
-            )
-            tangent = tangent - self.warmup * (cos * sin * x_s + change)
+        # cos(s) sin(s) dF/ds as one derivative along (cos sin dx, cos sin): it vanishes at both ends. The first step
+        # has it too, where rho is 0, so that all steps cost the same.
+        change = directional_derivative(
+            lambda state, now: trig_field(ask, field, state, now),
+            (x_s, s),
+            (cos * sin * dx, s.cos() * s.sin()),
+            value=F_sg,
+            mode=self.derivative,
+            delta=self.delta,
+        )
+        tangent = -(cos**2) * (F_sg - dx) - self.warmup * (cos * sin * x_s + change)
         norm = tangent.flatten(1).norm(dim=1)
         g = tangent / expand_time(norm + self.tangent_c, tangent)
 

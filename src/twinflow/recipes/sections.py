@@ -202,11 +202,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible_combination(self) -> Recipe:
         objective = build_objective(self.objective)
-        guidance = getattr(objective, "guidance", 0)
-        if self.unconditional_prompt is None and guidance > 0:
+        guidance, mix = getattr(objective, "guidance", 0), getattr(objective, "guidance_mix", 1)
+        if self.unconditional_prompt is None and (guidance > 0 or mix != 1):
+            key, value, off = ("guidance", guidance, 0) if guidance > 0 else ("guidance_mix", mix, 1)
             raise ValueError(
-                f"objective.guidance = {guidance} compares with an unconditional condition, but "
-                'unconditional_prompt = null: give one (such as ""), or set objective.guidance to 0'
+                f"objective.{key} = {value} compares with an unconditional condition, but "
+                f'unconditional_prompt = null: give one (such as ""), or set objective.{key} to {off}'
             )
         if self.unconditional_prompt is None and self.caption_dropout > 0:
             raise ValueError(

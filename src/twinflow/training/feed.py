@@ -101,7 +101,7 @@ def _encoded(
             unconditional=unconditional,
             seed=seed,
             together=data.encode_batch,
-            guided=getattr(objective, "guidance", 1) > 0,
+            guided=getattr(objective, "guidance", 1) > 0 or getattr(objective, "guidance_mix", 1) != 1,
         )
     display.start("encoding", total=len(dataset), unit="examples")
     cache = cached_in_memory(
