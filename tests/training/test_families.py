@@ -115,3 +115,39 @@ def test_twinflow_trains_it(name: str, train: str, tmp_path: Path, monkeypatch: 
     recipe = settings(tmp_path / "again", train)
     resumed = Trainer(recipe, opened(family, recipe), Noises(family), resume=middle).run()
     assert digests(resumed) == digests(straight)
+
+
+RIVALS: list[dict[str, Any]] = [
+    {"name": "consistency_training", "target_decay": 0.5, "start_intervals": 2, "final_intervals": 8},
+    {"name": "consistency_distillation", "guidance": 1.0},
+    {"name": "scm", "guidance": 1.0, "tangent_warmup": 2},
+    {"name": "mean_flow", "guidance": 0.3},
+    {"name": "progressive_distillation", "start_steps": 4, "guidance": 1.0},
+    {"name": "dmd", "guidance": 1.0},
+    {"name": "dmd2", "guidance": 1.0, "critic_steps": 1, "times": [1.0, 0.5]},
+    {"name": "sana_sprint", "guidance": 1.0, "tangent_warmup": 2},
+]
+
+
+@pytest.mark.parametrize("objective", RIVALS, ids=lambda objective: objective["name"])
+def test_every_rival_trains_a_lora(objective: dict[str, Any], tmp_path: Path) -> None:
+    """Its other networks are adapters on the same base, which stays as it is; the run goes on bit for bit."""
+    family = FAMILIES["sd3"]
+    sections = {"objective": objective, "ema": {"decay": 0.5}}
+    recipe = settings(tmp_path / "run", "lora", **sections)
+    pipe = opened(family, recipe)
+    trainer = Trainer(recipe, pipe, Noises(family))
+    before = {n: p.detach().clone() for n, p in pipe.network.named_parameters()}
+    straight = trainer.run()
+    moved = {n for n, p in pipe.network.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in pipe.network.named_parameters() if p.requires_grad}
+    base = {id(p) for p in pipe.network.parameters() if not p.requires_grad}
+    for name, spec in trainer.objective.networks().items():
+        if spec.kind != "new":
+            copy = dict(trainer.companions.networks[name].named_parameters())
+            assert {n for n, p in copy.items() if id(p) not in base} == moved, name
+
+    middle = straight.checkpoint.with_name(f"step_{STEPS // 2:08}")
+    recipe = settings(tmp_path / "again", "lora", **sections)
+    resumed = Trainer(recipe, opened(family, recipe), Noises(family), resume=middle).run()
+    assert digests(resumed) == digests(straight)
