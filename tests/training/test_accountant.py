@@ -95,6 +95,18 @@ def test_operations_are_those_of_the_formula() -> None:
     assert flops(lambda f: finite.step(f, x, None, generator=seeded()).loss.backward()) == 3 * 10 * FORWARD
 
 
+def test_attention_is_counted_as_on_a_gpu() -> None:
+    """Two products of 5 x 5 places and 8 channels; backward five."""
+    heads = [torch.randn(2, 3, 5, 8, generator=seeded(i)).requires_grad_() for i in range(3)]
+    for gradient, products in ((False, 2), (True, 7)):
+        accountant = Accountant()
+        with accountant.step("student", images=2), torch.set_grad_enabled(gradient):
+            out = nn.functional.scaled_dot_product_attention(*heads)
+            if gradient:
+                out.sum().backward()
+        assert accountant.total("flops") == products * 2 * (2 * 3 * 5 * 5 * 8)
+
+
 def test_phases_are_kept_apart_and_multiplied() -> None:
     accountant, objective = Accountant(), DMD()
     student, teacher, fake = Linear(), Linear().requires_grad_(False), Linear()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Field
@@ -24,6 +24,14 @@ UNITS: dict[str, str] = {
     "rows": "rows that any network was evaluated on, with or without gradient",
     "flops": "floating-point operations of the steps, forward and backward",
     "seconds": "seconds of the steps",
+}
+# The kernels of attention on a CPU, which torch's counter doesn't know: there it would cost nothing.
+_aten = torch.ops.aten
+_CPU_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
 }
 
 
@@ -127,7 +135,7 @@ class Accountant:
             self._tallies[name].__init__()  # type: ignore[misc]  # the fields keep it
         started = time.monotonic()
         if cost.steps == 0:
-            with _eager(), FlopCounterMode(display=False) as counter:
+            with _eager(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 yield
             cost.flops_per_step = counter.get_total_flops()
         else:
