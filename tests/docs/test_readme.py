@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from twinflow.assets import ROOT
 from twinflow.cli import cache, export, plan  # noqa: F401 - each puts its command on the app
 from twinflow.cli.app import app
+from twinflow.config import load_recipe
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -35,6 +36,20 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
         exec(compile(block, f"README.md, python block {i + 1}", "exec"), names)
     assert (tmp_path / "circle.png").is_file()
     assert (tmp_path / "one-step" / "model_index.json").is_file()
+
+
+def test_the_recipes_that_the_readme_trains_start_from_what_ships():
+    commands = [
+        line for language, text in BLOCK.findall(README) if language == "bash" for line in text.splitlines()
+    ]
+    trained = [
+        words for line in commands if (words := shlex.split(line, comments=True))[:2] == ["twinflow", "train"]
+    ]
+    recipes = [words for words in trained if words[2].startswith("recipes/")]
+    assert recipes
+    for words in recipes:
+        recipe = load_recipe(Path(__file__).parents[2] / words[2], words[3:])
+        assert (ROOT / recipe.model.path / "model_index.json").is_file(), words
 
 
 def type_in(line: str) -> str | None:

@@ -92,6 +92,24 @@ def test_a_comparison_from_start_to_leaderboard_and_again(tmp_path: Path) -> Non
         run_lab(load_lab(comparison(tmp_path, search=search, methods=changed)))
 
 
+@pytest.mark.slow
+def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
+    """Neither is the comparison given up: not even the steps that measure its cost come to an end."""
+    search = {"keys": {"optimizer.lr": [1e30, 1e-4]}, "share": 1.0}
+    evaluation = {"images_per_task": 1, "nfe": [1], "base_nfe": 1}
+    only = {"twinflow": METHODS["twinflow"]}
+    file = comparison(tmp_path, methods=only, seeds=[0], search=search, evaluation=evaluation)
+    board = run_lab(load_lab(file))
+    assert board is not None
+    tried = json.loads((tmp_path / "lab" / "twinflow" / "search.json").read_text())
+    assert tried["chosen"] == {"optimizer.lr": 1e-4}
+    first = Outcome.load(tmp_path / "lab" / "twinflow" / "search_0" / "outcome.json")
+    assert first.status == "diverged"
+    assert "not finite" in first.message
+    assert first.costs["steps"] >= 1
+    assert (board.standings[0].runs, board.standings[0].diverged) == (1, 0)
+
+
 @pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 11), ("lab_ablations", 21)])
 def test_the_recipes_of_the_repository_are_valid_at_every_size(name: str, methods: int) -> None:
     for size in (None, "smoke", "hour", "gpu"):

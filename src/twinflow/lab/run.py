@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from twinflow.config import Recipe
 from twinflow.data.shapeworld import ShapeWorldDataset
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
@@ -175,9 +176,21 @@ class _Comparison:
         if file.is_file():
             return Outcome.load(file)
         budget = self.lab.budget_of(share)
-        steps = self._steps(method, folder, choice, budget)
-        recipe = self.lab.recipe(method, seed=seed, steps=steps, folder=folder / "run", choice=choice)
         outcome = Outcome(method=method, seed=seed, status="finished", choice=choice)
+        steps = self._steps(outcome, folder, budget)
+        if steps is not None:
+            recipe = self.lab.recipe(method, seed=seed, steps=steps, folder=folder / "run", choice=choice)
+            self._train(outcome, recipe, budget)
+        if outcome.status == "finished":
+            pipe = load_model(str(folder / "run" / "pipeline"))
+            for nfe in self.lab.evaluation.nfe:
+                sampler = Sampler(nfe=nfe, options=dict(self.lab.methods[method].sampler))
+                self._score(outcome, pipe, sampler)
+        outcome.save(file)
+        return outcome
+
+    def _train(self, outcome: Outcome, recipe: Recipe, budget: Budget | None) -> Accountant:
+        """Run ``recipe``; its steps and costs, or that it diverged, go into ``outcome``."""
         accountant = Accountant(_device())
         trainer = build_trainer(recipe, accountant=accountant, budget=budget, console=self.console)
         try:
@@ -191,29 +204,23 @@ class _Comparison:
                 raise Interrupted
             outcome.steps = result.step
         self._account(outcome, accountant, trainer)
-        if outcome.status == "finished":
-            pipe = load_model(str(folder / "run" / "pipeline"))
-            for nfe in self.lab.evaluation.nfe:
-                sampler = Sampler(nfe=nfe, options=dict(self.lab.methods[method].sampler))
-                self._score(outcome, pipe, sampler)
-        outcome.save(file)
-        return outcome
+        return accountant
 
-    def _steps(self, method: str, folder: Path, choice: dict[str, Any], budget: Budget) -> int:
+    def _steps(self, outcome: Outcome, folder: Path, budget: Budget) -> int | None:
         """How many optimiser steps the budget is good for, so that schedules of the learning rate end with it.
 
-        Measured by a few steps, and kept: a resumed run has the same number.
+        Measured by a few steps, and kept: a resumed run has the same number. ``None`` if these diverged.
         """
         file = folder / "steps.json"
         if file.is_file():
             return json.loads(file.read_text())["steps"]
-        accountant = Accountant(_device())
-        recipe = self.lab.recipe(method, seed=0, steps=PROBE_STEPS, folder=folder / "probe", choice=choice)
+        recipe = self.lab.recipe(
+            outcome.method, seed=0, steps=PROBE_STEPS, folder=folder / "probe", choice=outcome.choice
+        )
         quiet = {"checkpoint": recipe.checkpoint.model_copy(update={"every": 0})}
-        probe = recipe.model_copy(update=quiet)
-        result = build_trainer(probe, accountant=accountant, console=self.console).run()
-        if result.status == "interrupted":
-            raise Interrupted
+        accountant = self._train(outcome, recipe.model_copy(update=quiet), None)
+        if outcome.status == "diverged":
+            return None
         steps = max(1, int(budget.amount * PROBE_STEPS / accountant.total(budget.unit)))
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps({"steps": steps, "probe": accountant.state_dict()}, indent=1) + "\n")
