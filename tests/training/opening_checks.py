@@ -143,7 +143,57 @@ def check_runs(folder: Path) -> None:
             launch.build_trainer(recipe).run()
 
 
-CHECKS = {"large": write_large, "memory": check_memory, "variants": check_variants, "runs": check_runs}
+def check_half(folder: Path) -> None:
+    """bf16 weights, with tables of positions that are read in bf16 too (sd3), and some weights that are fp32 all the
+    same (wan): the output is that of an ordinary opening bit for bit, and the gradients of all processes together are
+    its up to the order in which bf16 numbers are added up."""
+    together_for = launch.together_for
+    for name in ("sd3", "wan"):
+        family = FAMILIES[name]
+        if Processes.current().is_main:
+            family.stock().save_pretrained(folder / name)
+        Processes.current().barrier()
+        model = {"path": str(folder / name), "call": family.call, "dtype": "bf16"}
+        train = {"steps": 2, "gradient_checkpointing": True, "batch": 2}
+        recipe = recipe_of(folder, "unused", model=model, train=train)
+        pipe = launch.build_model(recipe, None)
+        pipe.freeze_unused()
+        layout_of(recipe, recipe.build_objective(), Processes.current(), torch.device("cpu")).place(
+            pipe.network
+        )
+        launch.together_for = lambda recipe: None
+        ordinary = launch.build_model(recipe, None)
+        launch.together_for = together_for
+        ordinary.freeze_unused()
+        for (place, buffer), (_, other) in zip(
+            pipe.network.named_buffers(), ordinary.network.named_buffers(), strict=True
+        ):
+            assert buffer.dtype == other.dtype and torch.equal(buffer, other), (name, place)
+        cond = ordinary.encode_prompts(["red", "blue"])
+        x, t = torch.randn(2, *pipe.latent_shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+        outputs = [own.field(x, t, 0.5 * t, cond) for own in (pipe, ordinary)]
+        assert torch.equal(*outputs), name
+        for output in outputs:
+            output.float().square().mean().backward()
+        found = dict(pipe.network.named_parameters())
+        kinds = {p.dtype for p in found.values()}
+        assert kinds == ({torch.bfloat16, torch.float32} if name == "wan" else {torch.bfloat16})
+        for place, value in ordinary.network.named_parameters():
+            own = found[place].grad
+            assert (own is None) == (value.grad is None), (name, place)
+            if value.grad is not None:
+                assert own.dtype == value.dtype
+                off = (own.full_tensor().float() - value.grad.float()).norm()
+                assert off <= 2**-6 * value.grad.float().norm(), (name, place)
+
+
+CHECKS = {
+    "large": write_large,
+    "memory": check_memory,
+    "variants": check_variants,
+    "half": check_half,
+    "runs": check_runs,
+}
 
 if __name__ == "__main__":
     take_part(lambda folder, name: CHECKS[name](folder))

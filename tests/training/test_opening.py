@@ -11,6 +11,7 @@ from torch import nn
 
 from together import RESIDENT, run_together
 from twinflow.pipelines.absent import without_weights
+from twinflow.training.handing_out import make_empty
 from twinflow.training.processes import Processes
 
 from .opening_checks import CHECKS, RUNS
@@ -55,6 +56,14 @@ def test_modules_without_weights_keep_what_they_calculate() -> None:
     assert all(p.is_meta and p.requires_grad for p in empty.parameters())
     assert torch.equal(empty.table, torch.arange(3.0))
     assert not next(Tabled().parameters()).is_meta
+
+
+def test_tables_are_where_a_network_computes_and_not_where_its_slices_stay() -> None:
+    """As with parallel.cpu_offload on GPUs: the first process broadcasts them from its GPU."""
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    make_empty(network, parameters=torch.device("cpu"), buffers=torch.device("meta"))
+    assert {p.device.type for p in network.parameters()} == {"cpu"}
+    assert {b.device.type for b in network.buffers()} == {"meta"}
 
 
 def test_a_single_process_shares_with_itself() -> None:

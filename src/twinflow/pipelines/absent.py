@@ -69,11 +69,13 @@ def without_weights() -> Iterator[None]:
 def opened_together(transformer: Any, together: Together) -> None:
     """Let ``transformer`` answer in all processes what that one answers which has the weights, until it settles."""
     stock = transformer.forward
-    dtypes = together.share(lambda: {name: p.dtype for name, p in transformer.named_parameters()})
-    for name, parameter in list(transformer.named_parameters()) if not together.here else []:
-        if parameter.dtype != dtypes[name]:
+    dtypes = together.share(lambda: {name: held.dtype for name, held in _held(transformer)})
+    for name, held in list(_held(transformer)) if not together.here else []:
+        if held.dtype != dtypes[name]:
             place, _, own = name.rpartition(".")
-            cast = nn.Parameter(parameter.detach().to(dtypes[name]), requires_grad=parameter.requires_grad)
+            cast = held.detach().to(dtypes[name])
+            if isinstance(held, nn.Parameter):
+                cast = nn.Parameter(cast, requires_grad=held.requires_grad)
             setattr(transformer.get_submodule(place), own, cast)
 
     def forward(*arguments: Any, **named: Any) -> Any:
@@ -82,6 +84,12 @@ def opened_together(transformer: Any, together: Together) -> None:
 
     transformer.__dict__["forward"] = forward
     transformer.__dict__["_together"] = together
+
+
+def _held(transformer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name: tables of positions are read in the dtype of the weights too."""
+    yield from transformer.named_parameters()
+    yield from transformer.named_buffers()
 
 
 def together_of(transformer: nn.Module) -> Together | None:

@@ -18,15 +18,21 @@ def elsewhere(network: nn.Module) -> Together | None:
 
 @torch.no_grad()
 def hand_out(
-    network: nn.Module, originals: dict[str, nn.Parameter], *, device: torch.device, together: Together
+    network: nn.Module,
+    originals: dict[str, nn.Parameter],
+    *,
+    device: torch.device,
+    together: Together,
+    kept: torch.device | None = None,
 ) -> None:
     """Fill ``network``, or its slices where it is cut, in all processes; every one has to call this.
 
     ``originals``: the whole parameters where they are; emptied. One of them at a time is whole elsewhere, on
-    ``device``. Tables that modules have calculated for themselves become those of the first process too.
+    ``device``. ``kept``: where slices stay, if that is another device. Tables that modules have calculated for
+    themselves become those of the first process too.
     """
     if not together.here:
-        network.to_empty(device=_offloaded(network) or device)
+        make_empty(network, parameters=kept or device, buffers=device)
     for name, parameter in network.named_parameters():
         whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         if together.here:
@@ -50,13 +56,10 @@ def _send(buffer: Tensor) -> None:
     plain.copy_(sent)
 
 
-def _offloaded(network: nn.Module) -> torch.device | None:
-    """The host, where slices are kept there."""
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
-
+def make_empty(network: nn.Module, *, parameters: torch.device, buffers: torch.device) -> None:
+    """Give all of ``network`` memory on these devices, in place, whatever is in it."""
+    network.to_empty(device=parameters)
     for part in network.modules():
-        if isinstance(part, FSDPModule):
-            group = part._get_fsdp_state()._fsdp_param_group
-            if group is not None and isinstance(group.offload_policy, CPUOffloadPolicy):
-                return torch.device("cpu")
-    return None
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.device != buffers:
+                part._buffers[name] = torch.empty_like(buffer, device=buffers)
