@@ -4,11 +4,11 @@
     python benchmarks/gpu_20b.py --only adamw4bit_512   # one case
     python benchmarks/gpu_20b.py --tiny                 # a dry run of all on the CPU, with a small network
 
-Nothing is downloaded: weights are random, and made on the GPU. Written to the JSON and printed: for each case the peak
-of what torch allocates, seconds a step and MFU, losses of a fixed batch, which have to fall, and beside them what
-``twinflow plan`` says and what was predicted for this project from simulations (``SIMULATED``). Our schedule of calls
-and the reference's are measured in one run. At the end each claim is said to hold or not; the exit status is 1 if one
-does not.
+Nothing is downloaded: weights are random, and made on the GPU. Printed, and written to a JSON (but not by a dry run): for
+each case the peak of what torch allocates, seconds a step and MFU, losses of a fixed batch, which have to fall, and
+beside them what ``twinflow plan`` says and what was predicted for this project from simulations (``SIMULATED``). Our
+schedule of calls and the reference's are measured in one run. At the end each claim is said to hold or not; the exit
+status is 1 if one does not.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main() -> None:
         results["cases"][name] = run(name, options, device)
         show(name, results["cases"][name])
         results["claims"] = claims(results["cases"], gpu=device.type == "cuda")
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        if options.json is not None:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
     for claim, holds in results["claims"].items():
         print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     sys.exit(0 if all(results["claims"].values()) else 1)
@@ -86,8 +87,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--gpu", default="h100-80", help="for the prediction")
     parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/gpu_20b.json"))
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, help="by default results/gpu_20b.json, but of a dry run none")
+    options = parser.parse_args()
+    if options.steps < 2:  # found now, and not after them
+        parser.error(f"--steps must be at least 2, to see whether the loss falls, got {options.steps}")
+    if options.json is None and not options.tiny:
+        options.json = Path(__file__).parent / "results" / "gpu_20b.json"
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def run(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:

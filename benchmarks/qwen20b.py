@@ -6,6 +6,7 @@ backward pass. What ``twinflow plan`` says of it is found beside what was measur
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,9 +120,18 @@ class Case:
     tiny: bool = False  # a small network, on the CPU
 
 
+def start_anew(device: torch.device) -> None:
+    """Nothing of a case before this one is left, not even its peak, if it ended by an error."""
+    torch.manual_seed(0)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any]:
     """Some steps on a fixed batch, by the schedule "twinflow" or "reference": seconds, peak, losses, and the plan."""
-    torch.manual_seed(0)
+    start_anew(device)
     config = TINY if options.tiny else {"num_layers": options.layers}
     freeze = MODULATION if options.freeze_modulation else ()
     channels, spatial = (4, 8) if options.tiny else (16, 8)
@@ -210,10 +220,6 @@ def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any
         found["mfu"] = work / median / 1e12 / gpu_named(options.gpu).bf16
     assert optimizers.in_backward is not None
     optimizers.in_backward.remove()
-    del transformer, optimizers, parameters, step, student
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     return found
 
 

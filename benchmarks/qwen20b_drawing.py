@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from qwen20b import TINY, Case, Clock, QwenField, build
+from qwen20b import TINY, Case, Clock, QwenField, build, start_anew
 from torch import Tensor, nn
 
 from twinflow.pipelines.slim import replace_by_constants
@@ -32,7 +32,7 @@ def latency(options: Case, device: torch.device, *, calls: int = 10) -> dict[str
 
 
 def _drawing(options: Case, device: torch.device, clock: Clock, seconds: Any) -> dict[str, Any]:
-    torch.manual_seed(0)
+    start_anew(device)
     config = TINY if options.tiny else {"num_layers": options.layers}
     size, text = (128, 32) if options.tiny else (options.size, options.text_tokens)
     side = size // 16

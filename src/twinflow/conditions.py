@@ -57,3 +57,16 @@ def count_rows(cond: Any) -> int | None:
     parts = cond.values() if isinstance(cond, Mapping) else cond
     counts = (count_rows(part) for part in parts)
     return next((count for count in counts if count is not None), None)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor or condition on ``device``. From the host it comes without waiting for what the device has to do."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=value.device.type == "cpu")
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return type(value)(to_device(item, device) for item in value)

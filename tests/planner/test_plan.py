@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from twinflow.cli import plan as _plan  # noqa: F401 - adds its command
 from twinflow.cli.app import app
+from twinflow.config import make_recipe
 from twinflow.errors import TwinflowError
 from twinflow.objectives import FlowMatching, Objective, TwinFlow
 from twinflow.objectives.dmd2 import DMD2
@@ -20,6 +21,7 @@ from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
 from twinflow.planner.prediction import check_fits
 from twinflow.planner.schedule import Schedule, count_steps
+from twinflow.planner.setup import Setup
 from twinflow.recipes.sections import Ema, Lora, Optimizer
 
 from .setups import IN_BACKWARD, setup
@@ -213,6 +215,24 @@ def test_the_embedded_model_is_planned_from_its_folder() -> None:
     assert plan.setup.height == 32
     averages = next(c.bytes for c in plan.components if c.name == "averages")
     assert averages == 2 * 4 * plan.trained  # one to draw with, and one that teaches
+
+
+def test_sizes_are_those_of_the_data() -> None:
+    """Of pictures that are no squares, and of clips, before the call's and the model's own."""
+    raw = {
+        "model": {"path": "-", "call": {"height": 64, "num_frames": 9}},
+        "objective": {"name": "twinflow", "image_free": True},
+        "train": {"steps": 1, "batch": 1},
+        "output": "-",
+    }
+
+    def planned(**data: object) -> tuple[object, ...]:
+        made = Setup.of(make_recipe(raw | {"data": data}), size=512, frames=81, text_tokens=256)
+        return made.height, made.width, made.frames
+
+    assert planned(kind="folder", path="-", size=[1024, 512]) == (1024, 512, 9)
+    assert planned(kind="video", path="-", size=256, frames=17) == (256, 256, 17)
+    assert planned(kind="prompts", path="-") == (64, 512, 9)
 
 
 def test_what_can_not_be_planned_is_said() -> None:

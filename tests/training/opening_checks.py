@@ -168,7 +168,8 @@ def check_half(folder: Path) -> None:
         for (place, buffer), (_, other) in zip(
             pipe.network.named_buffers(), ordinary.network.named_buffers(), strict=True
         ):
-            assert buffer.dtype == other.dtype and torch.equal(buffer, other), (name, place)
+            assert buffer.dtype == other.dtype, (name, place)
+            assert torch.equal(buffer, other), (name, place)
         cond = ordinary.encode_prompts(["red", "blue"])
         x, t = torch.randn(2, *pipe.latent_shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
         outputs = [own.field(x, t, 0.5 * t, cond) for own in (pipe, ordinary)]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from twinflow.data.encoding import ItemEncoder
 from twinflow.data.loader import LatentCache, Loader, OnlineExamples, ShuffledOrder
+from twinflow.data.rows import EncodedRow, MemoryRows, on_host
 
 from .tiny import Colors, TinyPipeline
 
@@ -74,6 +77,30 @@ def test_cached_and_online_examples_are_equal() -> None:
     assert cache.captions(rows) == online.captions(rows) == ["green", "red", "green", "green"]
     assert done == [(4, 11), (8, 11), (11, 11)]
     assert len(cache.conditions) == 4, "each distinct caption is encoded once, and the unconditional prompt"
+
+
+class OnGpu:
+    """Encodes to where its networks are."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(pixels), 4, device="cuda")
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts), 3, device="cuda")
+
+
+def test_what_is_kept_in_memory_is_kept_in_that_of_the_host() -> None:
+    """A GPU would be full of it before the first step (the tensors have no data here)."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        cache = LatentCache.of(Colors(11), OnGpu(), unconditional="", batch=4)
+        assert cache.latents.device.type == cache.conditions.device.type == "cpu"
+        assert len(cache.conditions) == 4
+        x, cond = torch.zeros(1, 4, device="cuda"), torch.zeros(1, 3, device="cuda")
+        row = EncodedRow(x=x, conds=[cond], uncond=cond, captions=("a",), own_uncond=False)
+        held = on_host(row, {})
+        assert {t.device.type for t in (held.x, held.conds[0], held.uncond)} == {"cpu"}
+    rows = MemoryRows.of(Colors(3), ItemEncoder(TinyPipeline(), unconditional=""))
+    assert rows.row(0).uncond is rows.row(1).uncond, "what rows share is there once"
 
 
 def test_an_empty_order_is_an_error() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinflow.conditions import concat_rows, take_rows
+from twinflow.conditions import concat_rows, take_rows, to_device
 from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
 from twinflow.data.places import Places
@@ -128,7 +128,7 @@ class OnlineExamples:
 
 
 class LatentCache:
-    """Examples of which every picture, and every distinct caption, was encoded once; kept in memory.
+    """Examples of which every picture, and every distinct caption, was encoded once; kept in memory, of the host.
 
     For data of one picture size and one caption a picture, without source pictures.
     """
@@ -170,7 +170,7 @@ class LatentCache:
             items = [dataset[row] for row in rows]
             encoded = items_of.latents(items)
             if latents is None:  # filled in place: joining a list would need twice the memory
-                latents = encoded.new_empty((total, *encoded.shape[1:]))
+                latents = encoded.new_empty((total, *encoded.shape[1:]), device="cpu")
             latents[start : rows.stop] = encoded
             for row, item in zip(rows, items, strict=True):
                 caption_ids[row] = ids.setdefault(item["caption"], len(ids))
@@ -181,7 +181,12 @@ class LatentCache:
         captions = list(ids)
         if unconditional is not None:
             captions.append(unconditional)
-        conditions = concat_rows(items_of.conditions([dataset[0]] * len(captions), captions))
+        first, groups = dataset[0], []
+        for start in range(0, len(captions), batch):
+            some = captions[start : start + batch]
+            for group in items_of.conditions([first] * len(some), some):
+                groups.append(to_device(group, torch.device("cpu")))
+        conditions = concat_rows(groups)
         return cls(latents, caption_ids, captions, conditions, unconditional=unconditional)
 
     def __len__(self) -> int:

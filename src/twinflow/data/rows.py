@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from twinflow.conditions import concat_rows, count_rows, take_rows
+from twinflow.conditions import concat_rows, count_rows, take_rows, to_device
 from twinflow.data.encoding import EncodedBatch, Item, ItemEncoder, caption_number, item_sides
 
 
@@ -75,8 +75,21 @@ def _singles(groups: list[Any]) -> Iterator[Any]:
             yield group if count == 1 else take_rows(group, torch.tensor([i]))
 
 
+def on_host(row: EncodedRow, unconds: dict[int, Any]) -> EncodedRow:
+    """``row`` in memory of the host. ``unconds``: those that rows share, which their encoder keeps, by identity."""
+    host = torch.device("cpu")
+    conds = [to_device(cond, host) for cond in row.conds]
+    if row.own_uncond:
+        uncond = to_device(row.uncond, host)
+    else:
+        if id(row.uncond) not in unconds:
+            unconds[id(row.uncond)] = to_device(row.uncond, host)
+        uncond = unconds[id(row.uncond)]
+    return replace(row, x=row.x.to(host), conds=conds, uncond=uncond)
+
+
 class MemoryRows:
-    """Rows that are held in memory."""
+    """Rows that are held in memory, of the host."""
 
     def __init__(self, rows: list[EncodedRow]) -> None:
         self._rows = rows
@@ -92,9 +105,10 @@ class MemoryRows:
     ) -> MemoryRows:
         """Encode all of ``dataset``; ``progress(done, total)`` after each group of ``together`` rows."""
         rows: list[EncodedRow] = []
+        unconds: dict[int, Any] = {}
         for start in range(0, len(dataset), together):
             items = [dataset[i] for i in range(start, min(start + together, len(dataset)))]
-            rows += encode_rows(items, encoder)
+            rows += [on_host(row, unconds) for row in encode_rows(items, encoder)]
             if progress is not None:
                 progress(len(rows), len(dataset))
         return cls(rows)

@@ -75,7 +75,7 @@ class Condition:
         )
 
     def to(self, device: torch.device | str) -> Condition:
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=tensor.device.type == "cpu"))
 
     def cast(self, dtype: torch.dtype) -> Condition:
         """Embeddings in ``dtype``; masks, indices and numbers for a whole row (guidance, …) as they are."""

@@ -45,7 +45,7 @@ class Setup:
     def of(cls, recipe: Recipe, *, size: int, frames: int | None, text_tokens: int) -> Setup:
         """That of ``recipe``; ``size``, ``frames`` and ``text_tokens`` where it does not say."""
         call, data, train = recipe.model.call, recipe.data, recipe.train
-        pixels = _pixels(data)
+        height, width = _sides(data) or (call.get("height", size), call.get("width", size))
         return cls(
             batch=train.batch,
             steps=train.steps,
@@ -61,9 +61,9 @@ class Setup:
             freeze=recipe.model.freeze,
             lora=recipe.model.lora if recipe.model.train == "lora" else None,
             quantize=recipe.model.quantize,
-            height=pixels or int(call.get("height", size)),
-            width=pixels or int(call.get("width", size)),
-            frames=call.get("num_frames", frames),
+            height=int(height),
+            width=int(width),
+            frames=getattr(data, "frames", call.get("num_frames", frames)),
             text_tokens=int(call.get("max_sequence_length", text_tokens)),
             cached=bool(data.cache),
             previews=recipe.preview.every > 0,
@@ -93,13 +93,14 @@ class Setup:
         return replace(self, optimizer=self.optimizer.model_copy(update=changes))
 
 
-def _pixels(data: Any) -> int | None:
-    """Of a side of the data's pictures, if the data set says so."""
+def _sides(data: Any) -> tuple[int, int] | None:
+    """Height and width of the data's pictures, if the data set says so."""
     if data.kind == "shapeworld":
         from twinflow.data.shapeworld.world import LEVELS
 
-        return int(LEVELS[data.level].size)
+        side = int(LEVELS[data.level].size)
+        return side, side
     if data.kind == "digits":
-        return 8
+        return 8, 8
     size = getattr(data, "size", None)
-    return size if isinstance(size, int) else None
+    return (size, size) if isinstance(size, int) else size

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Generator
 
+from twinflow.conditions import to_device
 from twinflow.config import Recipe
 from twinflow.data.cache import CachedRows
 from twinflow.data.loader import (
@@ -22,7 +23,6 @@ from twinflow.objectives import Objective
 from twinflow.training.processes import Processes
 from twinflow.training.progress import ProgressDisplay
 from twinflow.training.protocols import Dataset, Trainable
-from twinflow.training.step import to_device
 
 
 class Feed:

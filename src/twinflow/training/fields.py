@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twinflow.conditions import to_device
 from twinflow.data.loader import Examples
 from twinflow.objectives import Field
 from twinflow.objectives.discriminator import features_of
 from twinflow.objectives.objective import working_dtype
 from twinflow.training.accountant import Accountant
 from twinflow.training.protocols import Trainable
-from twinflow.training.step import AutocastField, to_device
+from twinflow.training.step import AutocastField
 
 
 class Fields:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 
 @torch.no_grad()
@@ -62,10 +63,11 @@ def slice_of(whole: Tensor, like: DTensor) -> Tensor:
 
 
 def as_cut(part: Tensor, like: DTensor) -> DTensor:
-    """The tensor whose slice here is ``part``."""
-    return DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    """The tensor whose slice here is ``part``, which stays where it is (``DTensor.from_local`` would copy slices that
+    are kept on the host to the GPU)."""
+    meta = TensorMeta(shape=like.shape, stride=like.stride(), dtype=part.dtype)
+    spec = DTensorSpec(like.device_mesh, like.placements, tensor_meta=meta)
+    return DTensor(part, spec, requires_grad=False)  # type: ignore[call-arg]
 
 
 class Replaced(nn.Module):
@@ -114,6 +116,8 @@ def reshard(network: nn.Module) -> None:
 @torch.no_grad()
 def exchange(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Exchange what tensors of the same names hold; twice is nothing."""
+    if any(weight.is_pinned() for weight in weights.values()):
+        torch.cuda.synchronize()  # slices of the host that a call before this may still be copying to the GPU
     for name, value in values.items():
         kept = weights[name].detach().clone()
         weights[name].copy_(value)

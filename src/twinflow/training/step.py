@@ -119,14 +119,3 @@ class OptimizerStep:
                 (result.loss * self.sharing / count).backward()
             results.append(result)
         return results
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor or condition on ``device``."""
-    if value is None:
-        return None
-    if hasattr(value, "to"):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return type(value)(to_device(item, device) for item in value)

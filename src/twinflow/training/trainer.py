@@ -187,6 +187,7 @@ class Trainer:
         self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
+        self.processes.barrier()  # no one looks any more whether the folder is free
         if self.processes.is_main:
             self.folder.claim()
 
