@@ -4,8 +4,8 @@
     python benchmarks/gpu_20b.py --only adamw4bit_512   # one case
     python benchmarks/gpu_20b.py --tiny                 # a dry run of all on the CPU, with a small network
 
-Nothing is downloaded: weights are random, and made on the GPU. Printed, and written to a JSON (but not by a dry run): for
-each case the peak of what torch allocates, seconds a step and MFU, losses of a fixed batch, which have to fall, and
+Nothing is downloaded: weights are random, and made on the GPU. Printed, and written to a JSON (but not by a dry run):
+for each case the peak of what torch allocates, seconds a step and MFU, losses of a fixed batch, which have to fall, and
 beside them what ``twinflow plan`` says and what was predicted for this project from simulations (``SIMULATED``). Our
 schedule of calls and the reference's are measured in one run. At the end each claim is said to hold or not; the exit
 status is 1 if one does not.

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from twinflow.training.optim_rounding import RoundingOptimizer, chunks
+from twinflow.training.fused import Fused, Numbers, each
+from twinflow.training.optim_rounding import Rounding, RoundingOptimizer, chunks
 from twinflow.training.shards import Cut
 
 _TINY = 1e-30  # epsilon_1 of the paper, added to squares
@@ -70,24 +71,27 @@ class Adafactor(RoundingOptimizer):
             square = state["square"].lerp_(g[0].float().square() + _TINY, new)
             row_scale, column_scale = torch.ones(1, device=g.device), square.rsqrt()
         else:
-            means = [_means(g[part]) for part in parts]
+            means = [_MEANS((), g[part]) for part in parts]
             sums = sum((c for _, c in means), start=torch.zeros_like(state["column_square"]))
             if means:
                 state["row_square"].lerp_(torch.cat([row for row, _ in means]), new)
             state["column_square"].lerp_(_over_all(sums, cut) / (cut.shape[0] if cut else rows), new)
             row_scale = (state["row_square"] / _mean(state["row_square"], cut)).rsqrt()
             column_scale = state["column_square"].rsqrt()
-        squares = [_square_sum(g[part], row_scale[part], column_scale) for part in parts]
+        squares = [_SQUARE_SUM((), g[part], row_scale[part], column_scale) for part in parts]
         total = _over_all(sum(squares, start=torch.zeros((), device=g.device)), cut)
         rms = (total / (cut.shape.numel() if cut else g.numel())).sqrt()
         factor = group["lr"] / (rms / group["bound"]).clamp(min=1.0)
         keep = 1 - group["lr"] * group["weight_decay"]
         extra = state.get("extra")
         for part in parts:
-            step = g[part].float() * row_scale[part, None] * column_scale
             rest = None if extra is None else extra.view(rows, columns)[part]
-            value = self.rounding.read(weight[part], rest) * keep - factor * step
-            self.rounding.write(weight[part], value, generator, rest)
+            noise = self.rounding.noise(weight[part], rest, generator)
+            scales = (row_scale[part], column_scale, factor)
+            new, new_rest = _MOVED((keep,), weight[part], rest, g[part], noise, *scales)
+            weight[part].copy_(new)
+            if rest is not None:
+                rest.copy_(new_rest)
 
     @staticmethod
     def state_bytes(shape: Sequence[int]) -> int:
@@ -110,11 +114,31 @@ def _mean(rows: Tensor, cut: Cut | None) -> Tensor:
     return rows.mean() if cut is None else cut.add_up(rows.sum()) / cut.shape[0]
 
 
-def _means(g: Tensor) -> tuple[Tensor, Tensor]:
+def _means(_: Numbers, g: Tensor) -> tuple[Tensor, Tensor]:
     """Means of the squares of each row, and sums of those of each column."""
     square = g.float().square() + _TINY
     return square.mean(1), square.sum(0)
 
 
-def _square_sum(g: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
+def _square_sum(_: Numbers, g: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
     return (g.float() * row_scale[:, None] * column_scale).square().sum()
+
+
+def _moved(
+    numbers: Numbers,
+    weight: Tensor,
+    extra: Tensor | None,
+    g: Tensor,
+    noise: Tensor | None,
+    row_scale: Tensor,
+    column_scale: Tensor,
+    factor: Tensor,
+) -> tuple[Tensor, Any]:
+    """New values of some rows of a weight, and of its extra bits."""
+    (keep,) = each(numbers)
+    step = g.float() * row_scale[:, None] * column_scale
+    value = Rounding.read(weight, extra) * keep - factor * step
+    return Rounding.rounded(value, extra, noise)
+
+
+_MEANS, _SQUARE_SUM, _MOVED = Fused(_means), Fused(_square_sum), Fused(_moved)

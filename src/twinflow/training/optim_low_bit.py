@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from twinflow.training.optim_rounding import RoundingOptimizer, chunks
+from twinflow.training.fused import Fused, Numbers, each
+from twinflow.training.optim_rounding import Rounding, RoundingOptimizer, chunks
 
+Table = tuple[Tensor, Tensor]
 SMALLEST = 4096  # elements; the moments of smaller parameters stay fp32, which costs nothing
 
 
@@ -27,24 +29,25 @@ class Code:
     signed: bool
     block: int  # elements that share a scale
 
-    def table(self, device: torch.device) -> Tensor:
-        return _table(self.bits, self.signed).to(device)
+    def table(self, device: torch.device) -> Table:
+        """Its entries, and the numbers between them."""
+        return _table_on(self.bits, self.signed, device)
 
-    def quantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def quantise(self, x: Tensor, table: Table | None = None) -> tuple[Tensor, Tensor]:
         """Bytes and scales of ``x`` (N,) fp32, N a multiple of the block."""
+        _, between = table or self.table(x.device)
         blocks = x.view(-1, self.block)
         scale = blocks.abs().amax(1)
-        table = self.table(x.device)
-        between = (table[1:] + table[:-1]) / 2
         codes = torch.bucketize(blocks / scale.clamp_min(1e-38)[:, None], between, out_int32=True)
         codes = codes.to(torch.uint8).flatten()
         return (codes if self.bits == 8 else codes[::2] << 4 | codes[1::2]), scale
 
-    def restore(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def restore(self, codes: Tensor, scale: Tensor, table: Table | None = None) -> Tensor:
         """(N,) fp32 of what :meth:`quantise` made."""
+        entries, _ = table or self.table(codes.device)
         if self.bits == 4:
             codes = torch.stack([codes >> 4, codes & 15], dim=-1).flatten()
-        return (self.table(codes.device)[codes.int()].view(-1, self.block) * scale[:, None]).flatten()
+        return (entries[codes.int()].view(-1, self.block) * scale[:, None]).flatten()
 
     def bytes_of(self, count: int) -> int:
         padded = -(-count // self.block) * self.block
@@ -75,6 +78,60 @@ def _table(bits: int, signed: bool) -> Tensor:
     if signed:
         return torch.cat([-positive[:-1], torch.zeros(1), positive]).sort().values.float()
     return torch.cat([positive[:1] / 10, positive]).sort().values.float()
+
+
+@cache
+def _table_on(bits: int, signed: bool, device: torch.device) -> Table:
+    """Once on each device: sending it would wait for all that a GPU has to do."""
+    table = _table(bits, signed)
+    return table.to(device), ((table[1:] + table[:-1]) / 2).to(device)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How a moment is held: in fp32 (no code), or as bytes and scales."""
+
+    code: Code | None
+
+    def read(self, stored: tuple[Tensor, ...], count: int, table: Table | None) -> Tensor:
+        """A new tensor (count,) fp32."""
+        if self.code is None:
+            return stored[0].clone()
+        return self.code.restore(stored[0], stored[1], table)[:count]
+
+    def write(self, value: Tensor, table: Table | None) -> tuple[Tensor, ...]:
+        if self.code is None:
+            return (value,)
+        missing = -value.numel() % self.code.block
+        return self.code.quantise(nn.functional.pad(value, (0, missing)) if missing else value, table)
+
+
+def _adamw(
+    numbers: Numbers,
+    weight: Tensor,
+    extra: Tensor | None,
+    g: Tensor,
+    noise: Tensor | None,
+    held: tuple[_Held, _Held],
+    stored: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    tables: tuple[Table | None, Table | None],
+) -> tuple[Tensor, Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """New values of a chunk: weight, extra bits, first moment, root of the second."""
+    rest1, rest2, correct1, correct2, eps, keep, lr = each(numbers)
+    first, second = held
+    count, g = g.numel(), g.float()
+    m = first.read(stored[0], count, tables[0]).lerp_(g, rest1)
+    v = second.read(stored[1], count, tables[1]).square_().lerp_(g.square(), rest2)
+    step = (m / correct1) / ((v / correct2).sqrt_() + eps)
+    new = Rounding.read(weight, extra) * keep - lr * step
+    return (
+        *Rounding.rounded(new, extra, noise),
+        first.write(m, tables[0]),
+        second.write(v.sqrt_(), tables[1]),
+    )
+
+
+_FUSED = Fused(_adamw)
 
 
 class LowBitAdamW(RoundingOptimizer):
@@ -123,38 +180,33 @@ class LowBitAdamW(RoundingOptimizer):
     ) -> None:
         weight, g = parameter.view(-1), gradient.reshape(-1)
         beta1, beta2 = group["betas"]
-        correct1, correct2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        keep = 1 - group["lr"] * group["weight_decay"]
+        numbers = (
+            1 - beta1,
+            1 - beta2,
+            1 - beta1 ** state["step"],
+            1 - beta2 ** state["step"],
+            group["eps"],
+            1 - group["lr"] * group["weight_decay"],
+            group["lr"],
+        )
         extra = state["extra"].view(-1) if "extra" in state else None
+        codes = [
+            None if state[name].dtype == torch.float32 else code
+            for name, code in (("moment", self.first), ("root", self.second))
+        ]
+        held = (_Held(codes[0]), _Held(codes[1]))
+        tables = tuple(None if code is None else code.table(weight.device) for code in codes)
         for part in chunks(g.numel(), multiple=self.first.block):
-            g_part = g[part].float()
-            m = self._read(state, "moment", self.first, part).lerp_(g_part, 1 - beta1)
-            root = self._read(state, "root", self.second, part)
-            v = root.square_().lerp_(g_part.square_(), 1 - beta2)
-            step = (m / correct1) / ((v / correct2).sqrt_() + group["eps"])
             rest = None if extra is None else extra[part]
-            new = self.rounding.read(weight[part], rest) * keep - group["lr"] * step
-            self._write(state, "moment", self.first, part, m)
-            self._write(state, "root", self.second, part, v.sqrt_())
-            self.rounding.write(weight[part], new, generator, rest)
-
-    @staticmethod
-    def _read(state: dict[str, Any], name: str, code: Code, part: slice) -> Tensor:
-        stored: Tensor = state[name]
-        if stored.dtype == torch.float32:
-            return stored.view(-1)[part].clone()
-        codes, scale = _places(code, part)
-        return code.restore(stored[codes], state[f"{name}_scale"][scale])[: part.stop - part.start]
-
-    @staticmethod
-    def _write(state: dict[str, Any], name: str, code: Code, part: slice, value: Tensor) -> None:
-        stored: Tensor = state[name]
-        if stored.dtype == torch.float32:
-            stored.view(-1)[part] = value
-            return
-        missing = -value.numel() % code.block
-        codes, scale = _places(code, part)
-        stored[codes], state[f"{name}_scale"][scale] = code.quantise(nn.functional.pad(value, (0, missing)))
+            noise = self.rounding.noise(weight[part], rest, generator)
+            stored = (_places(state, "moment", codes[0], part), _places(state, "root", codes[1], part))
+            new = _FUSED(numbers, weight[part], rest, g[part], noise, held, stored, tables)
+            weight[part].copy_(new[0])
+            if rest is not None:
+                rest.copy_(new[1])
+            for places, values in zip(stored, new[2:], strict=True):
+                for place, value in zip(places, values, strict=True):
+                    place.copy_(value)
 
     @staticmethod
     def state_bytes(shape: Sequence[int], *, bits: int) -> int:
@@ -165,8 +217,11 @@ class LowBitAdamW(RoundingOptimizer):
         return FIRST[bits].bytes_of(count) + SECOND[bits].bytes_of(count)
 
 
-def _places(code: Code, part: slice) -> tuple[slice, slice]:
-    """Where the bytes and the scales of the elements ``part`` are."""
+def _places(state: dict[str, Any], name: str, code: Code | None, part: slice) -> tuple[Tensor, ...]:
+    """Where a moment of the elements ``part`` is held: its numbers, or its bytes and their scales."""
+    stored: Tensor = state[name]
+    if code is None:
+        return (stored.view(-1)[part],)
     first, last = part.start // code.block, -(-part.stop // code.block)
     per_block = code.block * code.bits // 8
-    return slice(first * per_block, last * per_block), slice(first, last)
+    return stored[first * per_block : last * per_block], state[f"{name}_scale"][first:last]

@@ -21,9 +21,15 @@ UPDATE_BYTES = 32  # of passing memory for each of these elements
 
 def round_stochastically(value: Tensor, *, generator: Generator) -> Tensor:
     """``value`` (…) fp32 as bf16: each element one of its two neighbours, with ``value`` as the mean."""
-    noise = torch.randint(
-        0, 1 << 16, value.shape, generator=generator, device=value.device, dtype=torch.int32
-    )
+    return _cut_off(value, _chance(16, value, generator))
+
+
+def _chance(bits: int, like: Tensor, generator: Generator) -> Tensor:
+    """Random numbers (…) of so many bits, as many as ``like`` has elements."""
+    return torch.randint(0, 1 << bits, like.shape, generator=generator, device=like.device, dtype=torch.int32)
+
+
+def _cut_off(value: Tensor, noise: Tensor) -> Tensor:
     # The lower half of the bits is what bf16 cuts off; a carry out of it is the next number away from zero.
     return ((value.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
@@ -46,12 +52,19 @@ class ExtraBits:
     @staticmethod
     def split(value: Tensor, dtype: torch.dtype, *, generator: Generator) -> tuple[Tensor, Tensor]:
         """bf16 and extra bits of ``value`` (…) fp32, rounded by chance to the master's last place."""
-        pattern = value.view(torch.int32)
-        low = 16 - 8 * dtype.itemsize  # bits that are cut off
-        if low:
-            noise = torch.randint(
-                0, 1 << low, value.shape, generator=generator, device=value.device, dtype=torch.int32
-            )
+        low = ExtraBits.cut_off(dtype)
+        return ExtraBits.split_by(value, dtype, _chance(low, value, generator) if low else None)
+
+    @staticmethod
+    def cut_off(dtype: torch.dtype) -> int:
+        """How many bits of fp32 a master has no place for."""
+        return 16 - 8 * dtype.itemsize
+
+    @staticmethod
+    def split_by(value: Tensor, dtype: torch.dtype, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`split` with given random numbers."""
+        pattern, low = value.view(torch.int32), ExtraBits.cut_off(dtype)
+        if noise is not None:
             pattern = (pattern + noise) & -(1 << low)
         upper = ((pattern + (1 << 15)) >> 16).to(torch.int16)
         extra = ((pattern - (upper.int() << 16)) >> low).to(dtype)
@@ -83,12 +96,25 @@ class Rounding:
     @staticmethod
     def write(weight: Tensor, value: Tensor, generator: Generator, extra: Tensor | None = None) -> None:
         """``weight <- value`` (fp32), and ``extra`` with what the weight does not hold of it."""
+        new, rest = Rounding.rounded(value, extra, Rounding.noise(weight, extra, generator))
+        weight.copy_(new)
         if extra is not None:
-            value, rest = ExtraBits.split(value, extra.dtype, generator=generator)
             extra.copy_(rest)
-        elif weight.dtype == torch.bfloat16:
-            value = round_stochastically(value, generator=generator)
-        weight.copy_(value)
+
+    @staticmethod
+    def noise(weight: Tensor, extra: Tensor | None, generator: Generator) -> Tensor | None:
+        """The random numbers by which a value is rounded into ``weight`` and ``extra``; None where none is."""
+        bits = 16 if weight.dtype == torch.bfloat16 else 0
+        if extra is not None:
+            bits = ExtraBits.cut_off(extra.dtype)
+        return _chance(bits, weight, generator) if bits else None
+
+    @staticmethod
+    def rounded(value: Tensor, extra: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Any]:
+        """What of ``value`` (fp32) goes into a weight, and into the tensor of its extra bits, if it has one."""
+        if extra is not None:
+            return ExtraBits.split_by(value, extra.dtype, noise)
+        return (value if noise is None else _cut_off(value, noise)), None
 
 
 @torch.no_grad()
