@@ -249,3 +249,7 @@ def test_what_can_not_be_planned_is_said() -> None:
     recipe = recipe_for(None, ["model.freeze=[nothing*]", "data.size=64"], config="sana-0.6b")
     with pytest.raises(TwinflowError, match=r"'nothing\*' matches no parameter"):
         plan_recipe(recipe, gpu=gpu_named("h100-80"), config="sana-0.6b")
+    recipe = recipe_for(None, [], config="sana-0.6b")
+    for name in ("gpus", "machine", "text_tokens", "frames"):
+        with pytest.raises(TwinflowError, match=f"--{name.replace('_', '-')} must be at least 1, got -2"):
+            plan_recipe(recipe, gpu=gpu_named("h100-80"), config="sana-0.6b", **{name: -2})  # type: ignore[arg-type]

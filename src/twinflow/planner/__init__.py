@@ -74,8 +74,10 @@ def plan_recipe(
     """
     if recipe.model.part != "transformer":
         raise TwinflowError(f"model.part = {recipe.model.part!r}: plans are made for transformers")
-    if gpus < 1:
-        raise TwinflowError(f"--gpus must be at least 1, got {gpus}")
+    numbers = {"--gpus": gpus, "--machine": machine, "--text-tokens": text_tokens, "--frames": frames}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise TwinflowError(f"{name} must be at least 1, got {number}")
     if backbone is None:
         backbone = Backbone.published(config) if config else Backbone.stored(recipe.model.path)
     setup = Setup.of(

@@ -33,7 +33,7 @@ from twinflow.training.run_folder import RunFolder
 from twinflow.training.saver import Saver
 from twinflow.training.state import RunState
 from twinflow.training.step import OptimizerStep
-from twinflow.training.watch import AFTER, Prediction, measured_peak
+from twinflow.training.watch import AFTER, Prediction, begin_measuring, measured_peak
 from twinflow.training.weights import freeze_unused, leave_device
 
 
@@ -201,6 +201,7 @@ class Trainer:
             self._display.line(f"resumed at step {self.state.step} from {self._checkpoint}{done}")
         if self.prediction is not None:
             self._display.line(self.prediction.line)
+            begin_measuring(self.device, self.accountant)
         self._display.start("training", total=total, now=self.state.step)
         first = self.state.step
         saved = self.state.step if self._checkpoint is not None else None

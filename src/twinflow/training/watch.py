@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from twinflow.training.accountant import Accountant
+
 AFTER = 10  # steps, when the optimiser's states and the allocator's pools are what they will be
 
 
@@ -26,8 +28,17 @@ class Prediction:
         return f"measured: {_gib(measured)} {_what(device)}, planned {_gib(self.bytes)}{share}"
 
 
+def begin_measuring(device: torch.device, accountant: Accountant | None) -> None:
+    """Forget the peak of the opening, in which the first of several processes holds the whole model on its GPU;
+    ``accountant`` notes it before."""
+    if accountant is not None:
+        accountant.peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def measured_peak(device: torch.device) -> int:
-    """Bytes: on CUDA what torch has allocated at most; else the process's largest resident size, all of it."""
+    """Bytes: on CUDA what torch has allocated at most since then; else the process's largest resident size, all of it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
