@@ -38,7 +38,7 @@ def begin_measuring(device: torch.device, accountant: Accountant | None) -> None
 
 
 def measured_peak(device: torch.device) -> int:
-    """Bytes: on CUDA what torch has allocated at most since then; else the process's largest resident size, all of it."""
+    """Bytes: on CUDA what torch has allocated at most since then; else the largest size of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
