@@ -27,7 +27,7 @@ def test_processes_open_a_network_together(tmp_path: Path) -> None:
         world=2,
         folder=tmp_path,
         arguments=list(CHECKS),
-        seconds=400,
+        seconds=600,
         environment=RESIDENT,
     )
     found = [json.loads((tmp_path / f"memory_{rank}.json").read_text()) for rank in range(2)]
