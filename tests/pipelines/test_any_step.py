@@ -156,6 +156,18 @@ def test_pictures_are_rounded_to_the_nearest_of_256_levels():
     assert to_pil(pixels[:, :1])[0].mode == "L"
 
 
+def test_pictures_that_are_not_finite_are_told(caplog):
+    pixels = torch.zeros(3, 3, 2, 2, dtype=torch.bfloat16)
+    to_pil(pixels)
+    assert not caplog.records
+    pixels[1, 0, 0] = torch.tensor([float("nan"), float("inf")])
+    pixels[2] = float("-inf")
+    one = to_pil(pixels)[1]
+    assert [one.getpixel((x, 0))[0] for x in (0, 1)] == [128, 255]
+    assert "2 of 3 pictures have pixels that are not finite" in caplog.text
+    assert "bfloat16" in caplog.text
+
+
 def test_pictures_come_in_the_form_that_is_asked_for(trained):
     drawn = trained(PROMPTS[:2], nfe=2, seed=3)
     assert drawn.images[0].size == (16, 16)

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import digest
 from twinflow.evaluation.models import Model
@@ -106,12 +104,12 @@ def _draw_block(
     """Seconds that the block took to draw, without the writing."""
     model.encode([picture.prompt for picture in block])
     start = time.perf_counter()
-    pixels = model.draw(block, sampler).float().cpu()  # to the host: everything is done
+    pixels = model.draw(block, sampler).cpu()  # to the host: everything is done
     seconds = time.perf_counter() - start
     if pixels.dim() != 4:
         raise TwinflowError(f"the model makes clips {tuple(pixels.shape)}: the benchmarks score pictures")
     wanted = set(missing)
-    for picture, image in zip(block, to_pil(torch.nan_to_num(pixels))):
+    for picture, image in zip(block, to_pil(pixels)):
         if picture in wanted:
             save_picture(folder / picture.file, image, key=key)
     return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,6 +20,8 @@ from twinflow.sampling.settings import SettingOverrides, Style, resolve_settings
 
 if TYPE_CHECKING:
     from twinflow.pipelines.any_step import AnyStepPipeline
+
+logger = logging.getLogger(__name__)
 
 OutputType = Literal["pil", "pt", "np", "latent"]
 LARGEST_SEED = 2**63 - 1
@@ -200,9 +203,19 @@ def _in_form(pixels: Tensor, form: OutputType) -> Any:
 
 def to_pil(pixels: Tensor) -> list[Any]:
     """Pictures of ``pixels`` (B, C, H, W) in [-1, 1], rounded to 8 bits; C is 1 or 3. Of clips (B, C, T, H, W), a
-    list of frames each.
+    list of frames each. Numbers that are not finite become grey, black or white, with a warning.
     """
     if pixels.dim() == 5:
         return [to_pil(clip.movedim(1, 0)) for clip in pixels]
+    spoilt = int((~pixels.isfinite()).flatten(1).any(1).sum())
+    if spoilt:
+        logger.warning(
+            "%d of %d pictures have pixels that are not finite: the weights have diverged, or %s is too small for "
+            "them; try float32",
+            spoilt,
+            len(pixels),
+            str(pixels.dtype).removeprefix("torch."),
+        )
+        pixels = pixels.nan_to_num(0.0)
     arrays = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
