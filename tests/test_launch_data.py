@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from families import FAMILIES
 from pipelines.tiny import lively_pipeline
 from twinflow.cli import cache as _registered  # noqa: F401 - puts its command on the app
 from twinflow.cli.app import app
@@ -167,6 +168,37 @@ def test_prompts_alone(tmp_path: Path, model: Path) -> None:
     assert launch(make_recipe(raw)).status == "finished"
     with pytest.raises(TwinflowError, match="data.kind = 'prompts'.*objective.image_free = true"):
         make_recipe(recipe(model, tmp_path / "run", data))
+
+
+def test_an_editing_model_is_trained_by_a_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Source pictures of two shapes, encoded each time and cached; the recipe names a file to open the model with."""
+    family = FAMILIES["flux2_klein"]
+    family.stock().save_pretrained(tmp_path / "model")
+    pictures, lines = tmp_path / "pictures", []
+    pictures.mkdir()
+    for i in range(6):
+        for name in (f"{i}.png", f"from_{i}.png"):
+            colour = (40 * i, 90, 200 if name.startswith("from") else 20)
+            Image.new("RGB", (96, 64) if i % 2 else (64, 96), colour).save(pictures / name)
+        lines.append({"file_name": f"{i}.png", "source": f"from_{i}.png", "text": "less blue"})
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    call = family.call | {"height": 64, "width": 64, "image": str(pictures / "from_0.png")}
+    model = {"path": str(tmp_path / "model"), "call": call, "train": "lora", "lora": {"rank": 2}}
+    data = {"kind": "folder", "path": str(pictures), "size": 80, "buckets": True, "multiple": 32}
+
+    def raw(output: str, **more: Any) -> dict[str, Any]:
+        raw = recipe(tmp_path / "model", tmp_path / output, data | more) | {"model": model}
+        return raw | {"train": {"steps": 2, "batch": 2}}
+
+    launch(make_recipe(raw("online")))
+    cache(make_recipe(raw("cached", cache=str(tmp_path / "cache"))))
+    launch(make_recipe(raw("cached", cache=str(tmp_path / "cache"))))
+    assert "can't be left out" not in caplog.text
+    assert len(losses(tmp_path / "online")) == 2
+    assert losses(tmp_path / "cached") == losses(tmp_path / "online")
+    model["call"] = call | {"image": "nowhere.png"}
+    with pytest.raises(TwinflowError, match=r"model.call.image = 'nowhere.png' is no picture"):
+        launch(make_recipe(raw("other")))
 
 
 def test_a_size_that_the_autoencoder_does_not_divide(tmp_path: Path, model: Path, pictures: Path) -> None:

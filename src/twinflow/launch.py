@@ -24,6 +24,7 @@ from twinflow.data.digits import DIGIT_CAPTIONS
 from twinflow.data.encoding import ItemEncoder
 from twinflow.data.identity import FileHashes, data_identity, model_identity, pipeline_folder
 from twinflow.data.opening import open_data
+from twinflow.data.pictures import open_picture
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset, StreamOrder
@@ -135,7 +136,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             model.path,
             target_time=model.target_time,
             fake_time=model.fake_time,
-            call=model.call,
+            call=call_of(recipe),
             quantize=model.quantize,
             dtype=DTYPES[model.dtype],
             device=device,
@@ -164,6 +165,20 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     count = min(CALIBRATION_IMAGES, len(dataset))
     pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
     return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def call_of(recipe: Recipe) -> dict[str, Any]:
+    """``model.call`` as the stock pipeline takes it: a source picture, of whose file it has the name, opened."""
+    call = dict(recipe.model.call)
+    if isinstance(call.get("image"), str):
+        try:
+            call["image"] = open_picture(Path(call["image"]))
+        except OSError as error:
+            raise TwinflowError(
+                f"model.call.image = {call['image']!r} is no picture: name the file of a source picture, of about "
+                f"the size to train at ({error})"
+            ) from error
+    return call
 
 
 def together_for(recipe: Recipe) -> Together | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import twinflow.cli.copy_model  # noqa: F401 - puts its command on the app
+from families import FAMILIES
 from pipelines.tiny import train_branch
 from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
@@ -111,6 +112,13 @@ def test_the_base_of_a_lora_is_what_stock_diffusers_can_load(lora, tmp_path):
     card = written(str(folder))
     assert "DiffusionPipeline.from_pretrained('merged-base')" in card
     assert f"AnyStepPipeline.from_pretrained('{folder}').merged().save_pretrained('merged-base')" in card
+
+
+def test_the_card_of_a_video_model_that_was_opened_with_its_own_number_of_frames(tmp_path):
+    call = {name: value for name, value in FAMILIES["wan"].call.items() if name != "num_frames"}
+    to_diffusers(AnyStepPipeline(FAMILIES["wan"].stock(), call=call), tmp_path, nfe=1)
+    assert code_of(tmp_path).rstrip().endswith("num_inference_steps=1).frames[0]")
+    assert "pipeline_tag: text-to-video" in (tmp_path / "README.md").read_text()
 
 
 def test_an_embedded_model_is_copied_once_and_by_its_name(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -75,4 +76,4 @@ def base_of(pipe: AnyStepPipeline) -> str | None:
 
 
 def makes_clips(pipe: AnyStepPipeline) -> bool:
-    return "num_frames" in pipe.adapter.wiring.call
+    return "num_frames" in inspect.signature(type(pipe.pipe).__call__).parameters

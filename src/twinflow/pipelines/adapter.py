@@ -86,6 +86,11 @@ class Adapter:
         if image is not None:
             if "image" not in inspect.signature(type(self.pipe).__call__).parameters:
                 raise TwinflowError(f"{type(self.pipe).__name__} takes no source image: it does not edit")
+            if not self.wiring.state_has_tail:  # FLUX.2 draws without one as well
+                raise TwinflowError(
+                    f"{type(self.pipe).__name__} was opened without a source picture, and draws: to edit, open it with "
+                    "one of the size to train at, call={'image': …} (in a recipe, model.call.image: FILE)"
+                )
             call["image"] = image
         arguments = self._first_call(prompts, call)
         wiring = self.wiring

@@ -87,15 +87,29 @@ class Geometry:
         for name in names:
             value = self.arguments[name]
             if name in tensors:
-                tensors[name] = value[:1].expand(len(cond), *value.shape[1:])
+                rows = value[:1].expand(len(cond), *value.shape[1:])
+                tensors[name] = self._before_tail(rows, tensors[name], like=like, axis=1)
             elif name in lists:
                 lists[name] = [self._sized(entry, value[0]) for entry in cond.lists[name]]
             elif name in shared:
-                shared[name] = value
+                shared[name] = self._before_tail(value, shared[name], like=like, axis=0)
         if NOISY in tensors:  # read off the times, of which there are as many as tokens
             noisy = self.wiring.noisy(self.arguments[self.wiring.time])[:1]
             tensors[NOISY] = noisy.expand(len(cond), -1)
         return Condition(tensors=tensors, lists=lists, shared=shared)
+
+    def _before_tail(self, value: Any, former: Any, *, like: Geometry, axis: int) -> Any:
+        """``value``; of what has an entry for each token (FLUX.2's positions), those of the row's own source picture
+        stay as they are in ``former``, of the size of ``like``.
+        """
+        state = self.arguments[self.wiring.state]
+        if not (self.wiring.state_has_tail and isinstance(value, Tensor) and value.dim() > axis):
+            return value
+        if value.shape[axis] != state.shape[1]:
+            return value
+        own, tokens = self.state_shape[0], like.state_shape[0]
+        tail = former.narrow(axis, tokens, former.shape[axis] - tokens)
+        return torch.cat([value.narrow(axis, 0, own), tail.to(value)], dim=axis)
 
     @staticmethod
     def _sized(entry: Any, sized: Any) -> Any:
@@ -125,5 +139,9 @@ class Geometry:
         """Pixels (B, 3, H, W), or (B, 3, T, H, W) of clips, in [-1, 1] of states (B, …)."""
         vae = self.pipe.vae
         z = self.codec.to_autoencoder(state.to(vae.device).float()).to(vae.dtype)
-        pixels = vae.decode(z, return_dict=False)[0].clamp(-1, 1)
+        beside = [
+            value.expand(len(z), *value.shape[1:]) if isinstance(value, Tensor) else value
+            for value in self.codec.beside
+        ]
+        pixels = vae.decode(z, *beside, return_dict=False)[0].clamp(-1, 1)
         return pixels[:, :, 0] if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels

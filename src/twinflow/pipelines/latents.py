@@ -7,6 +7,7 @@ each. Both are read off by letting the pipeline decode states that number their 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ BASE = 8  # elements are numbered in digits small enough for bf16
 
 @dataclass(frozen=True)
 class LatentCodec:
-    """``z = scale · state[order] + shift`` with the state flattened, and its inverse."""
+    """``z = scale · state[order] + shift`` with the state flattened, and its inverse. ``beside``: what the decoder
+    gets beside z, one row each: the decoders of later LTX-Videos have a time of their own.
+    """
 
     order: Tensor  # (N,) int64: element of the state at each element of z
     scale: Tensor  # z's shape without the batch
     shift: Tensor
     state_shape: tuple[int, ...]
+    beside: tuple[Any, ...] = ()
 
     def to_autoencoder(self, state: Tensor) -> Tensor:
         """Latents (B, …) as the decoder takes them, of a state (B, …)."""
@@ -48,8 +52,10 @@ def find_codec(
     pipe: Any, wiring: Wiring, *, call: Mapping[str, Any], state_shape: tuple[int, ...], output: Any
 ) -> LatentCodec:
     """Watch ``pipe`` decode states (B, *state_shape). ``output``: something that its transformer returned in this
-    ``call``, to be returned again.
+    ``call``, to be returned again. Noise that it would add before it decodes is left out.
     """
+    if "decode_noise_scale" in inspect.signature(type(pipe).__call__).parameters:
+        call = {**call, "decode_noise_scale": 0.0}
     count = math.prod(state_shape)
     digits = max(1, math.ceil(math.log(count, BASE)))
     number = torch.arange(count)
@@ -57,7 +63,8 @@ def find_codec(
     probes += [((number // BASE**k) % BASE).float() for k in range(digits)]
     states = torch.stack(probes).reshape(-1, *state_shape)
     groups = states.split(1) if wiring.one_prompt_a_call else [states]
-    z = torch.cat([_decoder_input(pipe, call, group, output) for group in groups])
+    seen = [_decoder_input(pipe, call, group, output) for group in groups]
+    z, beside = torch.cat([latents for latents, *_ in seen]), seen[0][1:]
     if z[0].numel() != count:
         raise TwinflowError(
             f"{type(pipe).__name__} decodes {z[0].numel()} numbers from a state of {count}: this version can only "
@@ -71,15 +78,18 @@ def find_codec(
             f"{type(pipe).__name__} mixes the elements of its latents before it decodes them: this version knows "
             "packing and normalisation only"
         )
-    return LatentCodec(order=order, scale=scale, shift=shift, state_shape=state_shape)
+    return LatentCodec(order=order, scale=scale, shift=shift, state_shape=state_shape, beside=beside)
 
 
-def _decoder_input(pipe: Any, call: Mapping[str, Any], states: Tensor, output: Any) -> Tensor:
-    """What the pipeline passes to its decoder for final states (P, …), fp32 on the CPU."""
-    seen: list[Tensor] = []
+def _decoder_input(pipe: Any, call: Mapping[str, Any], states: Tensor, output: Any) -> tuple[Any, ...]:
+    """What the pipeline passes to its decoder for final states (P, …): latents, fp32 on the CPU, and one row of the
+    rest.
+    """
+    seen: list[tuple[Any, ...]] = []
 
-    def decode(latents: Tensor) -> Any:
-        seen.append(latents.detach().float().cpu())
+    def decode(latents: Tensor, *beside: Any) -> Any:
+        rest = [value[:1] if isinstance(value, Tensor) else value for value in beside]
+        seen.append((latents.detach().float().cpu(), *rest))
         raise Stop
 
     repeated = _repeated(first(output), len(states))

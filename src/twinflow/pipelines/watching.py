@@ -44,7 +44,7 @@ class Watcher:
     steps: list[SchedulerStep] = field(default_factory=list)
     network: Callable[[dict[str, Any]], Any] | None = None  # instead of the transformer
     result: Tensor | None = None  # what the scheduler's steps return, instead of the next sample
-    autoencoder: Callable[[Tensor], Any] | None = None  # instead of the autoencoder's decoder
+    autoencoder: Callable[..., Any] | None = None  # instead of the autoencoder's decoder
 
 
 class _ProbeScheduler(FlowMatchEulerDiscreteScheduler):
@@ -78,13 +78,13 @@ class _ProbeScheduler(FlowMatchEulerDiscreteScheduler):
 class _Autoencoder:
     """The pipeline's autoencoder in all but its decoder and its dtype."""
 
-    def __init__(self, autoencoder: Any, decode: Callable[[Tensor], Any]) -> None:
+    def __init__(self, autoencoder: Any, decode: Callable[..., Any]) -> None:
         self._autoencoder, self._decode = autoencoder, decode
 
     dtype = torch.float32  # or the pipeline would round what it passes to the decoder
 
     def decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._decode(latents)
+        return self._decode(latents, *args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._autoencoder, name)

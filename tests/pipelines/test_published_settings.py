@@ -1,0 +1,107 @@
+"""What published pipelines do, and tiny ones only if asked: half precision, own sizes, decoders that see a time."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import diffusers
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from families import FAMILIES
+from families.family import enliven
+from twinflow.errors import TwinflowError
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.geometry import Size
+from twinflow.sampling import seeded_noise
+
+from .driven import PROMPTS, noise
+from .test_families import stock_euler
+from .tiny import train_branch
+
+
+def test_a_state_that_is_rounded_to_bf16_is_found():
+    """Z-Image, Wan, LTX and SANA keep their latents in fp32; of many, some are rounded by 1/64."""
+    pipe = FAMILIES["zimage"].stock()
+    pipe.transformer.to(torch.bfloat16)
+    any_step = AnyStepPipeline(pipe, call=FAMILIES["zimage"].call | {"height": 128, "width": 128})
+    assert any_step.latent_shape == (16, 64, 64)
+
+
+def test_sana_draws_the_size_that_it_is_asked_for():
+    """By default its pipeline draws the nearest of its own sizes, 1024 x 1024 here, and resizes the picture."""
+    family = FAMILIES["sana"]
+    call = {name: value for name, value in family.call.items() if name != "use_resolution_binning"}
+    any_step = AnyStepPipeline(family.stock(), call=call)
+    assert any_step.latent_shape == AnyStepPipeline(family.stock(), call=family.call).latent_shape
+    assert any_step(PROMPTS[:1], size=(64, 32)).pixels.shape == (1, 3, 64, 32)
+    assert any_step.encode_images(torch.zeros(1, 3, 96, 64)).shape == (1, 4, 48, 32)
+
+
+def later_ltx():
+    """The autoencoders from LTX-Video 0.9.1 on: the decoder removes the last of the noise, and is told how much."""
+    pipe = FAMILIES["ltx"].build()
+    config = dict(pipe.vae.config) | {"timestep_conditioning": True}
+    pipe.vae = diffusers.AutoencoderKLLTXVideo.from_config(config)
+    enliven(pipe.vae)
+    return pipe
+
+
+def test_a_decoder_that_sees_a_time():
+    timed = {"decode_timestep": 0.05, "decode_noise_scale": 0.0}
+    family = replace(FAMILIES["ltx"], build=later_ltx, call=FAMILIES["ltx"].call | timed)
+    any_step = AnyStepPipeline(family.stock(), call=family.call)
+    x = noise(any_step, 1)
+    final, pictures, _ = stock_euler(family, latents=x, steps=1)
+    decoded = any_step.decode(torch.cat([final, x]))
+    torch.testing.assert_close((decoded[:1] + 1) / 2, pictures.movedim(1, 2), rtol=0, atol=1e-4)
+    # Noise that the pipeline would add before is none of the codec's.
+    noisy = AnyStepPipeline(family.stock(), call=family.call | {"decode_noise_scale": 0.025})
+    torch.testing.assert_close(noisy.decode(x), decoded[1:], rtol=0, atol=1e-5)
+    other = AnyStepPipeline(family.stock(), call=family.call | {"decode_timestep": 0.5})
+    assert (other.decode(x) - decoded[1:]).abs().max() > 1e-4
+
+
+SOURCES = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+EDIT_CALL = FAMILIES["flux2_klein"].call | {"height": 64, "width": 64, "image": SOURCES[0]}
+
+
+@torch.no_grad()
+def test_flux2_edits_where_it_is_opened_with_a_source_picture():
+    family = replace(FAMILIES["flux2_klein"], call=EDIT_CALL, edits=True)
+    any_step, stock = AnyStepPipeline(family.stock(), call=family.call, target_time=False), family.stock()
+    assert any_step.edits
+    x, cond = noise(any_step, 2), any_step.encode_prompts(PROMPTS[:2], images=SOURCES)
+    stock.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    final = []
+    for row in range(2):
+        latents = (
+            x[row : row + 1].transpose(1, 2).reshape(1, 16, 16, 16)
+        )  # it takes them before they are packed
+        call = family.call | {"prompt": PROMPTS[row], "image": SOURCES[row], "num_inference_steps": 2}
+        final.append(stock(latents=latents, output_type="latent", guidance_scale=1.0, **call)[0])
+    for now, then in pairwise(stock.scheduler.sigmas.tolist()):
+        t = torch.full((2,), now)
+        x = x - (now - then) * any_step.field(x, t, t, cond)
+    ours = any_step.adapter.geometry().codec.to_autoencoder(x)
+    torch.testing.assert_close(ours, torch.cat(final).reshape(ours.shape), rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_source_picture_of_another_size_keeps_its_positions():
+    size, wide = Size(64, 96), [source.resize((96, 64)) for source in SOURCES]
+    stock = FAMILIES["flux2_klein"].stock()
+    small = train_branch(AnyStepPipeline(stock, call=EDIT_CALL))
+    call = EDIT_CALL | size.arguments() | {"image": wide[0]}
+    large = AnyStepPipeline(FAMILIES["flux2_klein"].stock(), call=call, target_time=False)
+    large.pipe.transformer = large.network.transformer = small.pipe.transformer
+    ours = small(PROMPTS[:2], images=wide, size=size, seed=3).latents
+    torch.testing.assert_close(ours, large(PROMPTS[:2], images=wide, seed=3).latents, rtol=1e-4, atol=1e-5)
+    assert ours.shape == seeded_noise(large.latent_shape, [0, 1]).shape
+
+
+def test_flux2_that_was_opened_to_draw_does_not_edit():
+    any_step = AnyStepPipeline(FAMILIES["flux2_klein"].stock(), call=FAMILIES["flux2_klein"].call)
+    with pytest.raises(TwinflowError, match=r"opened without a source picture.*call=\{'image': …\}"):
+        any_step.encode_prompts(PROMPTS[:1], images=SOURCES[:1])
