@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import diffusers
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,6 +111,41 @@ def test_a_folder_that_is_none(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(TwinflowError, match="is not a folder that diffusers can load"):
         load(tmp_path)
+
+
+class Slow(Exception):
+    """As the timeouts of the hub's client, which are neither OSErrors nor those that diffusers expects."""
+
+
+def test_a_hub_that_can_not_be_reached(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TwinflowError, match=r"^nobody/nothing is not a folder or a model on the hub: .*Hub"):
+        load("nobody/nothing")
+    monkeypatch.undo()
+
+    def never(*args, **kwargs):
+        raise Slow("timed out")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
+    monkeypatch.setattr(diffusers.pipelines.pipeline_utils, "model_info", never)
+    with pytest.raises(
+        TwinflowError, match=r"^nobody/nothing is not a folder or a model on the hub: timed out"
+    ):
+        load("nobody/nothing")
+
+
+def test_a_checkpoint_on_the_hub_brings_its_branch(saved, tmp_path, monkeypatch):
+    """As the hub's client keeps it, without a network."""
+    original, path = saved
+    kept = tmp_path / "models--someone--one-step"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(path, kept / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    again = load("someone/one-step")
+    assert again.base == "someone/one-step"
+    assert fields_equal(original, again)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class AnyStepPipeline:
         device: str | torch.device = "cpu",
         together: Together | None = None,
     ) -> AnyStepPipeline:
-        """Load a stock diffusers folder or hub id, a folder written by :meth:`save_pretrained`, or an embedded
+        """Load a stock diffusers folder, what :meth:`save_pretrained` wrote, either of them on the hub, or an embedded
         model ("shapeworld-tiny").
 
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
@@ -89,7 +89,8 @@ class AnyStepPipeline:
         safetensors are read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
         """
         folder = Path(locate(path_or_id))
-        manifest = Manifest.read(folder)
+        ours = checkpoint.with_our_files(folder)
+        manifest = Manifest.read(ours)
         exported = Exported.read(folder)
         if exported is not None and (target_time or exported.kind == "lora"):
             raise TwinflowError(exported.refusal(path_or_id))
@@ -111,7 +112,7 @@ class AnyStepPipeline:
                 ) from error
             self.merge_lora()  # the base may be a LoRA itself
             self.base = checkpoint.base_name(source)
-            self.load_lora(folder, same_base=base is None)
+            self.load_lora(ours, same_base=base is None)
             return self
         if base is not None:
             raise TwinflowError(f"base = {str(base)!r}: {path_or_id} is no LoRA, but a whole pipeline")
@@ -134,7 +135,7 @@ class AnyStepPipeline:
         if exported is not None:  # its note says more than its scheduler
             self.exported = exported
         if manifest.fake_time is not None and (together is None or together.here):
-            checkpoint.load_branch(pipe.transformer, folder)
+            checkpoint.load_branch(pipe.transformer, ours)
         return self
 
     @property

@@ -102,9 +102,30 @@ def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> A
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
     try:
         return DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
-    except (OSError, ValueError) as error:
+    except TwinflowError:
+        raise
+    except Exception as error:  # of files, of what is in them, of the hub's client and its network
         what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
         raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
+
+
+def with_our_files(path_or_id: str | Path) -> Path:
+    """The folder ``path_or_id``; of a checkpoint on the hub, the one that the hub's client keeps the JSON, the branch
+    and the adapter in. diffusers fetches none of them: it would open the stock pipeline alone.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import hf_hub_download
+
+    found = []
+    for name in (CONFIG_FILE, BRANCH_FILE, LORA_FILE):
+        try:
+            found.append(Path(hf_hub_download(str(path_or_id), name)))
+        except Exception:  # not there, or no id, or no network: opening the pipeline says which
+            if not found:
+                return folder
+    return found[0].parent
 
 
 def save_whole(pipe: Any, path: Path, manifest: Manifest) -> None:
