@@ -9,8 +9,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from families import FAMILIES
 from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
+from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.exported import Exported
+from twinflow.sampling import few_step_times
 
 SHORT = ["train.steps=3", "train.batch=4", "data.length=24", "optimizer.warmup_steps=1", "log.every=1"]
 
@@ -27,6 +31,19 @@ def test_sample_draws_one_picture_for_each_prompt_and_nfe(tmp_path: Path) -> Non
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == [f"00{i}_seed{i}_nfe{n}.png" for i in (0, 1) for n in (1, 2)]
     assert Image.open(tmp_path / files[0]).size == (32, 32)
+
+
+def test_clips_and_what_a_model_can_not_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tiny pipelines; the command opens a model with its own size and number of frames, which are not tiny."""
+    family = FAMILIES["wan"]
+    clips = AnyStepPipeline(family.stock(), call=family.call)
+    monkeypatch.setattr("twinflow.evaluation.models.load_model", lambda name: clips)
+    run("sample", "wan", "a", "--output", tmp_path)
+    clip = Image.open(tmp_path / "000_seed0_nfe1.png")
+    assert (clip.size, clip.n_frames) == ((32, 32), 5)
+    clips.exported = Exported(kind="diffusers", nfe=2, times=few_step_times(2))
+    with pytest.raises(TwinflowError, match=r"wan at --nfe 1: this model was exported for exactly 2"):
+        run("sample", "wan", "a", "--output", tmp_path)
 
 
 def test_the_same_seed_draws_the_same_picture(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.geometry import Size
 from twinflow.sampling import make_schedule, resolve_settings, sample, seeded_noise
 
+CLIP_RATE = 16  # frames a second
+
 
 class Model(Protocol):
     """What pictures are drawn with."""
@@ -143,7 +145,7 @@ def check_prompts(prompts: Sequence[str], words: Sequence[str]) -> None:
 def draw_prompts(
     model: str, prompts: list[str], *, nfe: list[int], guidance: float | None, seed: int, output: Path
 ) -> list[Path]:
-    """Draw each prompt at each NFE; returns the PNG files."""
+    """Draw each prompt at each NFE; returns the PNG files, animated ones of clips."""
     pipe = load_model(model)
     if pipe.words is not None:
         check_prompts(prompts, pipe.words)
@@ -151,8 +153,13 @@ def draw_prompts(
     files = []
     for evaluations in nfe:
         sampler = sampler_for(pipe, evaluations, guidance)
-        result = pipe(prompts, nfe=evaluations, seeds=seed, guidance=sampler.guidance, **sampler.options)
+        try:
+            result = pipe(prompts, nfe=evaluations, seeds=seed, guidance=sampler.guidance, **sampler.options)
+        except ValueError as error:
+            raise TwinflowError(f"{model} at --nfe {evaluations}: {error}") from error
         for i, image in enumerate(result.images):
             files.append(output / f"{i:03}_seed{seed + i}_nfe{evaluations}.png")
-            image.save(files[-1])
+            first, *more = image if isinstance(image, list) else [image]
+            moving: dict[str, Any] = {"save_all": True, "append_images": more, "duration": 1000 / CLIP_RATE}
+            first.save(files[-1], **(moving if more else {}))
     return files
