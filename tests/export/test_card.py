@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 import twinflow.cli.copy_model  # noqa: F401 - puts its command on the app
 from families import FAMILIES
-from pipelines.tiny import train_branch
+from pipelines.tiny import lively_pipeline, train_branch
 from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
 from twinflow.export import to_diffusers, to_lora
 from twinflow.export.card import write_lora_card
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
+from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.generation import to_pil
 from twinflow.pipelines.lora import lora_state_dict
 from twinflow.sampling import sample
@@ -119,6 +120,16 @@ def test_the_card_of_a_video_model_that_was_opened_with_its_own_number_of_frames
     to_diffusers(AnyStepPipeline(FAMILIES["wan"].stock(), call=call), tmp_path, nfe=1)
     assert code_of(tmp_path).rstrip().endswith("num_inference_steps=1).frames[0]")
     assert "pipeline_tag: text-to-video" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_loads_half_precision_as_such(tmp_path, monkeypatch):
+    """The fold is for the times as the pipeline rounds them in the precision that it was exported in."""
+    monkeypatch.chdir(tmp_path)
+    to_diffusers(AnyStepPipeline(lively_pipeline().to(torch.bfloat16)), "half", nfe=2)
+    names: dict = {}
+    exec(code_of(Path("half")), names)
+    assert names["pipe"].transformer.dtype == torch.bfloat16
+    assert Exported.read("half").dtype == "bfloat16"
 
 
 def test_an_embedded_model_is_copied_once_and_by_its_name(tmp_path):

@@ -20,7 +20,7 @@ def plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 def write_card(folder: str | Path, exported: Exported, *, edits: bool, video: bool) -> None:
     """``README.md`` for an export that stock diffusers runs."""
-    opening = f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r})"
+    opening = f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r}{_dtype(exported)})"
     code = _code(
         exported, [opening], imports="from diffusers import DiffusionPipeline", edits=edits, video=video
     )
@@ -43,7 +43,7 @@ def write_lora_card(
         settings = {name: exported.scheduler[name] for name in STEPPING if name in exported.scheduler}
         arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         opening = [
-            f"pipe = DiffusionPipeline.from_pretrained({stock!r})",
+            f"pipe = DiffusionPipeline.from_pretrained({stock!r}{_dtype(exported)})",
             f"pipe.scheduler = FlowMatchEulerDiscreteScheduler({arguments})",
             f"pipe.load_lora_weights({str(folder)!r}, weight_name={file!r})",
         ]
@@ -51,6 +51,11 @@ def write_lora_card(
         code = _code(exported, opening, imports=imports, edits=edits, video=video)
         code = "\n\n".join(part for part in (how, code, _this(folder)) if part)
     _write(folder, exported, code, HOW_LORA, edits=edits, video=video)
+
+
+def _dtype(exported: Exported) -> str:
+    """The argument by which diffusers loads weights as they were exported; it would load them in fp32."""
+    return "" if exported.dtype == "float32" else f", dtype=torch.{exported.dtype}"
 
 
 def _this(folder: str | Path) -> str:
@@ -88,6 +93,8 @@ def _code(exported: Exported, opening: list[str], *, imports: str, edits: bool, 
     arguments = [f"{name}={value!r}" for name, value in exported.call.items()]
     arguments.append(f"num_inference_steps={exported.nfe}")
     lines = [imports, "", *opening]
+    if exported.dtype != "float32":
+        lines.insert(0, "import torch")
     if edits:
         arguments.insert(0, "image=source")
         lines = ["from PIL import Image", *lines, 'source = Image.open("source.png").convert("RGB")']

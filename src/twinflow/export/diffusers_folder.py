@@ -64,6 +64,7 @@ def note(pipe: AnyStepPipeline, times: list[float], *, kind: str, residual: floa
         pipeline=type(pipe.pipe).__name__,
         base=base_of(pipe),
         residual=residual,
+        dtype=str(pipe.pipe.transformer.dtype).removeprefix("torch."),
         scheduler=plain_config(few_step_scheduler(times)),
         twinflow=__version__,
     )

@@ -34,6 +34,7 @@ class Exported:
     pipeline: str = ""
     base: str | None = None
     residual: float = 0.0  # relative, of the target time in the stored weights
+    dtype: str = "float32"  # of the transformer: in another one stock pipelines may round the times otherwise
     scheduler: dict[str, Any] = field(default_factory=dict)  # configuration of the few-step scheduler
     twinflow: str = ""
     format: int = 1
