@@ -63,6 +63,32 @@ def test_a_decoder_that_sees_a_time():
     assert (other.decode(x) - decoded[1:]).abs().max() > 1e-4
 
 
+GUIDED = {  # of those that guide in the plain way; what else they do by default is off
+    "sana": {"complex_human_instruction": ["Say more: "]},
+    "lumina2": {"cfg_normalization": False, "max_sequence_length": 256},
+    "wan": {},
+    "ltx": {},
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+@torch.no_grad()
+def test_an_empty_prompt_is_what_the_stock_pipeline_guides_by(name):
+    """SANA and Lumina2 put an instruction before every prompt, but not before a negative one."""
+    family = replace(FAMILIES[name], call=FAMILIES[name].call | GUIDED[name])
+    any_step, stock = AnyStepPipeline(family.stock(), call=family.call, target_time=False), family.stock()
+    x, guidance = noise(any_step, 1), 3.0
+    stock.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    call = {"prompt": PROMPTS[0], "negative_prompt": "", "guidance_scale": guidance, "num_inference_steps": 2}
+    final = stock(latents=x.clone(), output_type="latent", **call | family.call)[0]
+    both = any_step.encode_prompts([PROMPTS[0], ""])
+    for now, then in pairwise(stock.scheduler.sigmas.tolist()):
+        t = torch.full((2,), now)
+        cond, uncond = any_step.field(torch.cat([x, x]), t, t, both).split(1)
+        x = x - (now - then) * (uncond + guidance * (cond - uncond))
+    torch.testing.assert_close(x, final, rtol=1e-4, atol=1e-4)
+
+
 SOURCES = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
 EDIT_CALL = FAMILIES["flux2_klein"].call | {"height": 64, "width": 64, "image": SOURCES[0]}
 

@@ -92,7 +92,10 @@ class Adapter:
                     "one of the size to train at, call={'image': …} (in a recipe, model.call.image: FILE)"
                 )
             call["image"] = image
-        arguments = self._first_call(prompts, call)
+        return self._condition(self._first_call(prompts, call))
+
+    def _condition(self, arguments: dict[str, Any]) -> Condition:
+        """Of the arguments of a network call; they are used up."""
         wiring = self.wiring
         state, time = arguments.pop(wiring.state), arguments.pop(wiring.time)
         arguments.pop("return_dict", None)

@@ -13,6 +13,8 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines.adapter import Adapter
 from twinflow.pipelines.condition import TOKENS, Condition
 from twinflow.pipelines.padding import FoldedPaddingAttention
+from twinflow.pipelines.watching import Stop, Watcher, run_stock
+from twinflow.pipelines.wiring import PROMPTS
 
 TOKENS_MASK = "encoder_attention_mask"
 
@@ -64,8 +66,46 @@ class MeanOfTokens(Adapter):
         return cond
 
 
+class PlainEmptyPrompt(Adapter):
+    """SANA and Lumina2, whose pipelines put an instruction before every prompt, but not before the negative one that
+    guidance compares with. An empty prompt is encoded as the latter is.
+    """
+
+    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
+        if all(prompt.strip() for prompt in prompts):
+            return super()._encode(prompts, image)
+        return Condition.concat(
+            [
+                super(PlainEmptyPrompt, self)._encode([p], image) if p.strip() else self._negative()
+                for p in prompts
+            ]
+        )
+
+    def _negative(self) -> Condition:
+        """What a guided call of the stock pipeline conditions on beside its prompt: of the rows of one network call
+        the first, or a second call.
+        """
+        seen: list[dict[str, Any]] = []
+
+        def network(arguments: dict[str, Any]) -> Any:
+            seen.append(arguments)
+            state = arguments[self.wiring.state]
+            if len(state) > 1 or len(seen) > 1:
+                raise Stop
+            return (torch.zeros_like(state),)
+
+        call = {**self.wiring.call, "guidance_scale": 2.0, "negative_prompt": ""}
+        run_stock(self.pipe, PROMPTS[:1], call=call, watcher=Watcher(network=network))
+        cond = self._condition(seen[-1])
+        return cond.take(torch.tensor([0]))
+
+
 FOLDING: dict[str, type[Adapter]] = {"StableDiffusion3Pipeline": FoldedStableDiffusion3}
-BY_TRANSFORMER: dict[str, type[Adapter]] = {"HunyuanVideoTransformer3DModel": MeanOfTokens}
+BY_TRANSFORMER: dict[str, type[Adapter]] = {
+    "HunyuanVideoTransformer3DModel": MeanOfTokens,
+    "SanaTransformer2DModel": PlainEmptyPrompt,
+    "Lumina2Transformer2DModel": PlainEmptyPrompt,
+}
 
 
 def adapter_for(pipe: Any, *, fold_padding: bool = True, call: Mapping[str, Any] | None = None) -> Adapter:
