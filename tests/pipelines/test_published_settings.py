@@ -12,6 +12,7 @@ from PIL import Image
 from families import FAMILIES
 from families.family import enliven
 from twinflow.errors import TwinflowError
+from twinflow.export.diffusers_folder import baked_stock
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.geometry import Size
 from twinflow.sampling import seeded_noise
@@ -61,6 +62,32 @@ def test_a_decoder_that_sees_a_time():
     torch.testing.assert_close(noisy.decode(x), decoded[1:], rtol=0, atol=1e-5)
     other = AnyStepPipeline(family.stock(), call=family.call | {"decode_timestep": 0.5})
     assert (other.decode(x) - decoded[1:]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_ltx_with_conditions_goes_the_way_its_scheduler_goes():
+    """The pipeline of LTX-Video from 0.9.5 on gives its scheduler minus the velocity, and a time for each token."""
+    family, parts = FAMILIES["ltx"], FAMILIES["ltx"].stock().components
+    any_step = AnyStepPipeline(diffusers.LTXConditionPipeline(**parts), call=family.call, target_time=False)
+    stock = diffusers.LTXConditionPipeline(
+        **parts | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0)}
+    )
+    stock.set_progress_bar_config(disable=True)
+    final = stock(
+        prompt=PROMPTS[0], num_inference_steps=2, output_type="latent", guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(5), **family.call,
+    )[0]  # fmt: skip
+    shape = final.shape
+    x = stock._pack_latents(torch.randn(shape, generator=torch.Generator().manual_seed(5)), 1, 1)
+    cond = any_step.encode_prompts(PROMPTS[:1])
+    for now, then in pairwise(stock.scheduler.sigmas.tolist()):
+        t = torch.full((1,), now)
+        x = x - (now - then) * any_step.field(x, t, t, cond)
+    torch.testing.assert_close(stock._unpack_latents(x, *shape[2:], 1, 1), final, rtol=1e-4, atol=2e-5)
+    # Diffusers' stochastic sampling does not go the other way, too.
+    baked_stock(any_step, nfe=1)
+    with pytest.raises(TwinflowError, match=r"LTXConditionPipeline .* minus the velocity.*export for 1 step"):
+        baked_stock(any_step, nfe=2)
 
 
 GUIDED = {  # of those that guide in the plain way; what else they do by default is off

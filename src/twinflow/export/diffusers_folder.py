@@ -43,7 +43,7 @@ def baked_stock(pipe: AnyStepPipeline, *, nfe: int, exact_times: bool = False) -
     """The stock pipeline that :func:`to_diffusers` writes, and the note beside it. ``exact_times``: see
     :func:`twinflow.export.bake.bake_target_time`."""
     times = schedule_of(nfe)
-    check_exportable(pipe)
+    check_exportable(pipe, nfe=nfe)
     stock = stock_copy(pipe, times)
     if has_lora(stock.transformer):
         merge_lora(stock.transformer)

@@ -88,7 +88,7 @@ def to_lora(
     if rank < 1:
         raise TwinflowError(f"rank must be at least 1, got {rank}")
     times = schedule_of(nfe)
-    check_exportable(pipe)
+    check_exportable(pipe, nfe=nfe)
     _check_format(pipe, format)
     stock = stock_copy(pipe, times)
     factors = {

@@ -27,7 +27,12 @@ def schedule_of(nfe: int) -> list[float]:
         raise TwinflowError(f"an export is made for a number of steps: {error}") from error
 
 
-def check_exportable(pipe: AnyStepPipeline) -> None:
+def check_exportable(pipe: AnyStepPipeline, *, nfe: int) -> None:
+    if nfe > 1 and pipe.adapter.wiring.backwards:
+        raise TwinflowError(
+            f"{type(pipe.pipe).__name__} gives its scheduler minus the velocity, with which diffusers' stochastic "
+            f"sampling, and so an export for {nfe} steps, goes wrong: export for 1 step"
+        )
     if pipe.exported is not None:
         steps = f"{pipe.exported.nfe} step{'s' if pipe.exported.nfe > 1 else ''}"
         raise TwinflowError(

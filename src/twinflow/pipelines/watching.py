@@ -34,6 +34,7 @@ class SchedulerStep:
     sigma: float
     sample: Tensor
     model_output: Tensor
+    stepped: Tensor  # the next sample
 
 
 @dataclass
@@ -65,8 +66,10 @@ class _ProbeScheduler(FlowMatchEulerDiscreteScheduler):
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         sigma = PROBE_SIGMAS[len(self.watcher.steps)]
-        self.watcher.steps.append(SchedulerStep(sigma=sigma, sample=sample, model_output=model_output))
         stepped = super().step(model_output, timestep, sample, *args, **kwargs)  # type: ignore[misc]
+        self.watcher.steps.append(
+            SchedulerStep(sigma=sigma, sample=sample, model_output=model_output, stepped=stepped[0])
+        )
         if self.watcher.result is None:
             return stepped
         if isinstance(stepped, tuple):

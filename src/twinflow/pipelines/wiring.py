@@ -3,7 +3,7 @@
 A pipeline calls its transformer with the state, a time, and conditions. Which argument is which, how the time
 is scaled, and the sign of the velocity follow from a call of three steps without guidance: the state is the
 argument that equals the scheduler's sample, the time is the small one that changes with sigma, the sign is that
-of the scheduler's input against the network's output, and everything else is the condition.
+of the network's output against the scheduler's step, and everything else is the condition.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Wiring:
     slope: float
     time_per_token: bool
     sign: float  # velocity (noise minus data) = sign · output
+    backwards: bool  # its scheduler is given minus the velocity, and goes the other way
     rows: tuple[str, ...]  # arguments with one row, or entry, for each prompt
     one_prompt_a_call: bool
     call: dict[str, Any]  # arguments of the stock call, with guidance off
@@ -182,6 +183,7 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
         slope=slope,
         time_per_token=arguments[time].dim() > 1,
         sign=1.0,
+        backwards=False,
         rows=rows,
         one_prompt_a_call=len(prompts) == 1,
         call=call,
@@ -189,17 +191,19 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
             pipe.transformer, lambda: recorder.path(PROBE_SIGMAS, batch=sample.shape[0])
         ),
     )
-    output, used = calls[0].output, steps[0].model_output.float()
-    if not used.any():  # a new network, whose last layer is zero, says nothing of the sign
+    output, step = calls[0].output, steps[0]
+    if not step.model_output.any():  # a new network, whose last layer is zero, says nothing of the sign
         output = _noise_like(output)
         shown = Watcher(network=lambda arguments: output)
         run_stock(pipe, prompts, call=call, watcher=shown)
-        used = shown.steps[0].model_output.float()
-    velocity = wiring.velocity_of(output, like=sample).float()
+        step = shown.steps[0]
+    velocity, used = wiring.velocity_of(output, like=sample).float(), step.model_output.float()
     sign = float(torch.sign((velocity * used).sum()))
     if not torch.allclose(sign * velocity, used, atol=1e-4, rtol=1e-3):
         raise _NotFound("what its scheduler gets is not plus or minus what its transformer returns")
-    return Wiring(**{**wiring.__dict__, "sign": sign})
+    # With a time for each token, as LTX's pipeline with conditions has it, diffusers' Euler goes the other way.
+    backwards = bool(((step.sample.float() - step.stepped.float()) * used).sum() < 0)
+    return Wiring(**{**wiring.__dict__, "sign": -sign if backwards else sign, "backwards": backwards})
 
 
 def _find_state(call: NetworkCall, step: SchedulerStep) -> tuple[str, bool]:
