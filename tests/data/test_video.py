@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,3 +94,24 @@ def test_videos_that_can_not_be_used(tmp_path: Path) -> None:
     for words in ("3 of 4", "short.mp4", "0.38 s long", "text.mp4", "silent.mp4: it has no caption"):
         assert words in said
     assert len(VideoDataset(tmp_path, size=16, frames=8, fps=8, on_error="skip")) == 1
+
+
+def test_a_video_that_was_filmed_on_edge_stands(tmp_path: Path) -> None:
+    """Phones write the frames lying, and into the header of the track by which matrix a player turns them."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(RATE))
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        picture = np.zeros((16, 32, 3), np.uint8)
+        picture[:, 16:] = 255  # the right half, which a quarter turn clockwise puts below
+        for _ in range(RATE):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    (tmp_path / "a.txt").write_text("a clip")
+    raw = (tmp_path / "a.mp4").read_bytes()
+    plain, turned = ([0x10000, 0, 0, 0, 0x10000], [0, 0x10000, 0, 0xFFFF0000, 0])
+    place = raw.index(struct.pack(">5I", *plain), raw.index(b"tkhd"))
+    (tmp_path / "a.mp4").write_bytes(raw[:place] + struct.pack(">5I", *turned) + raw[place + 20 :])
+    (item,) = VideoDataset(tmp_path, size=Buckets(((32, 16), (16, 32))), frames=4, fps=RATE)
+    assert item["pixels"].shape == (3, 4, 32, 16)
+    assert item["pixels"][:, :, :14].max() < -0.8
+    assert item["pixels"][:, :, 18:].min() > 0.8

@@ -19,6 +19,13 @@ from twinflow.data.folder import OnError, readable_files
 from twinflow.data.pictures import fit, to_pixels, to_rgb
 from twinflow.errors import TwinflowError
 
+# By degrees, counterclockwise.
+TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
@@ -120,7 +127,7 @@ def examine(path: Path) -> Video:
         begun: float | None = None
         for frame in container.decode(stream):
             if begun is None:
-                begun, first = float(frame.time), frame.to_image()
+                begun, first = float(frame.time), upright(frame)
             end = float(frame.time) - begun + length
     if first is None:
         raise ValueError("it has no frame")
@@ -140,15 +147,22 @@ def read_clip(path: Path, *, start: float, frames: int, fps: float) -> list[Imag
         latest = None
         for time, frame in _frames(container, stream, begun):
             while latest is not None and len(shown) < frames and moments[len(shown)] < time:
-                shown.append(to_rgb(latest.to_image()))
+                shown.append(to_rgb(upright(latest)))
             latest = frame
             if len(shown) == frames:
                 break
         while latest is not None and len(shown) < frames:
-            shown.append(to_rgb(latest.to_image()))
+            shown.append(to_rgb(upright(latest)))
     if len(shown) < frames:
         raise TwinflowError(f"{path} ends before {start + frames / fps:.2f} s: has it changed? Start again")
     return shown
+
+
+def upright(frame: Any) -> Image.Image:
+    """The picture as a player turns it: phones store what was filmed on edge lying, with a note."""
+    turn = TURNS.get(getattr(frame, "rotation", 0) % 360)  # PyAV 14.0 does not know it
+    picture: Image.Image = frame.to_image()
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _frames(container: Any, stream: Any, begun: float) -> Iterator[tuple[float, Any]]:
