@@ -19,7 +19,7 @@ from twinflow.cli.app import app
 from twinflow.config import make_recipe
 from twinflow.data.shapeworld import write_folder
 from twinflow.errors import TwinflowError
-from twinflow.launch import cache, launch
+from twinflow.launch import build_trainer, cache, launch
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.metrics import read_metrics
 
@@ -125,8 +125,10 @@ def test_a_cached_run_reads_no_weight_of_the_encoders(
         stat = file.stat()
         file.write_bytes(b"\xff" * stat.st_size)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    result = launch(make_recipe(raw))
+    trainer = build_trainer(make_recipe(raw))
     assert "can't be left out" not in caplog.text
+    assert trainer.prediction.line.startswith("plan: ")  # for which the autoencoder is asked, and a prompt
+    result = trainer.run()
     assert result.pipeline is not None
     for file in spoilt:
         assert (result.pipeline / file.relative_to(copied)).read_bytes() == file.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import Architecture, new_pipeline
-from twinflow.planner.prediction import predict
+from twinflow.planner.prediction import backbone_of, predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.joining import joined
@@ -110,6 +111,8 @@ def cache(recipe: Recipe, *, progress: Callable[[int, int], None] | None = None)
     folder.mkdir(parents=True, exist_ok=True)
     with recorded(folder / RECORD_FILE):
         pipe = build_model(recipe, dataset)
+        with suppress(Exception):  # what the plan of a run asks of them; not every family can be planned
+            backbone_of(pipe)
     encoder = ItemEncoder(pipe, unconditional=recipe.unconditional_prompt, together=data.encode_batch)
     write_cache(folder, dataset, encoder, identity=identity, hashes=hashes, progress=progress)
     return CachedRows(folder)

@@ -90,6 +90,25 @@ def test_ltx_with_conditions_goes_the_way_its_scheduler_goes():
         baked_stock(any_step, nfe=2)
 
 
+def test_a_device_that_rounds_anew_each_time_leaves_a_row_its_prompt(monkeypatch):
+    """At another size only what depends on the size is exchanged, and a prompt does not."""
+    family = FAMILIES["sana"]
+    any_step = AnyStepPipeline(family.stock(), call=family.call)
+    encoder, size = any_step.pipe.text_encoder, Size(64, 32)
+    expected = any_step.at_size(any_step.encode_prompts(PROMPTS), size).tensors["encoder_hidden_states"]
+    any_step = AnyStepPipeline(family.stock(), call=family.call)
+    stock, scale = encoder.forward, iter(1 + 1e-3 * k for k in range(100))
+
+    def forward(*args, **kwargs):
+        output, factor = stock(*args, **kwargs), next(scale)
+        output["last_hidden_state"] = output["last_hidden_state"] * factor
+        return output
+
+    monkeypatch.setattr(encoder, "forward", forward)
+    found = any_step.at_size(any_step.encode_prompts(PROMPTS), size).tensors["encoder_hidden_states"]
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
 GUIDED = {  # of those that guide in the plain way; what else they do by default is off
     "sana": {"complex_human_instruction": ["Say more: "]},
     "lumina2": {"cfg_normalization": False, "max_sequence_length": 256},

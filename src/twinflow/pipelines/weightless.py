@@ -37,6 +37,11 @@ def put_before(module: nn.Module, front: type[Weightless]) -> None:
     module.__class__ = type(kind.__name__, (front, kind), attributes)
 
 
+def stock_class(module: nn.Module) -> type:
+    """The class of ``module``, without what :func:`put_before` put there."""
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, Weightless))
+
+
 def take_back(module: nn.Module) -> None:
     """Undo :func:`put_before`; a module that has its weights is left as it is."""
     if isinstance(module, Weightless):

@@ -9,6 +9,7 @@ import torch
 
 from twinflow.config import Recipe
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.weightless import stock_class
 from twinflow.planner import Planner, find_remedies, plan_recipe
 from twinflow.planner.hardware import GPUS, Gpu
 from twinflow.planner.plan import Plan, size
@@ -88,7 +89,7 @@ def gpu_at(device: torch.device) -> Gpu:
 def backbone_of(pipe: Any) -> Backbone:
     """Of a loaded :class:`~twinflow.pipelines.AnyStepPipeline`."""
     stock = pipe.pipe
-    compression = measure_autoencoder(type(stock.vae), stock.vae.config)
+    compression = measure_autoencoder(stock_class(stock.vae), stock.vae.config)
     height = pipe.adapter.geometry().codec.scale.shape[-2]
     with torch.no_grad():
         tokens = pipe.encode_prompts(["a"]).tensors.get("encoder_hidden_states")
