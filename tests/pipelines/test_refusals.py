@@ -20,6 +20,14 @@ def test_sizes_that_do_not_fit_the_model_are_refused():
         opened(FAMILIES["flux"]).encode_images(torch.zeros(1, 3, 34, 32))
     with pytest.raises(TwinflowError, match="refuses the call"):
         AnyStepPipeline(FAMILIES["zimage"].stock(), call={"height": 33, "width": 32})
+    # Some would draw a smaller picture, and warn; and the autoencoder cuts it, as the state, to as many latents.
+    for name in ("flux", "qwen"):
+        any_step = opened(FAMILIES[name])
+        for height, width in ((34, 32), (32, 35)):
+            with pytest.raises(ValueError, match=rf"of {height} x {width}.* and its patches divide"):
+                any_step(PROMPTS[:1], size=(height, width))
+            with pytest.raises(ValueError, match=rf"of {height} x {width}.* and its patches divide"):
+                any_step.encode_images(torch.zeros(1, 3, height, width))
 
 
 def test_a_text_to_image_pipeline_takes_no_source_picture():

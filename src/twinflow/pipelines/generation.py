@@ -151,6 +151,8 @@ def generate(
             f"{type(pipe.pipe).__name__} edits pictures: give the source of each prompt, images=[…]"
         )
     size = Size(*size) if isinstance(size, tuple) else size
+    if size is not None:
+        _ = pipe.adapter.geometry(size).codec  # its error belongs here, too
     shape = pipe.adapter.geometry(size).state_shape if size else pipe.latent_shape
     latents, pixels = [], []
     for rows in request.batches():

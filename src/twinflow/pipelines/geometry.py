@@ -73,10 +73,20 @@ class Geometry:
 
     @cached_property
     def codec(self) -> LatentCodec:
-        """Between the autoencoder's latents and states of this size."""
-        return find_codec(
+        """Between the autoencoder's latents and states of this size. ``ValueError`` where that is no whole number of
+        latents: many pipelines then draw a smaller picture.
+        """
+        codec = find_codec(
             self.pipe, self.wiring, call=self.call, state_shape=self.state_shape, output=self.output
         )
+        asked, latents = (self.call.get("height"), self.call.get("width")), codec.scale.shape[-2:]
+        if any(isinstance(side, int) and side % length for side, length in zip(asked, latents)):
+            raise ValueError(
+                f"{type(self.pipe).__name__} is asked for pictures of {asked[0]} x {asked[1]}, and draws them from "
+                f"latents of {latents[0]} x {latents[1]}, which are of another size: give a size that its autoencoder "
+                "and its patches divide"
+            )
+        return codec
 
     def condition(self, cond: Condition, *, like: Geometry) -> Condition:
         """``cond`` for this size: what differs between a call of this size and one of ``like`` is exchanged."""
