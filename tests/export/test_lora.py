@@ -190,6 +190,15 @@ def test_a_full_run_is_the_difference_from_its_base(tmp_path):
     assert 0.1 < poorer.lost < 0.9
 
 
+def test_the_embedded_model_is_a_base(tmp_path):
+    pipe = AnyStepPipeline.from_pretrained("shapeworld-tiny")
+    with torch.no_grad():
+        pipe.pipe.transformer.proj_out.weight[0] += 0.1
+    made = to_lora(pipe, tmp_path, nfe=1, base="shapeworld-tiny", rank=1)
+    assert made.lost < 1e-5
+    assert "proj_out" in made.ranks
+
+
 def test_what_a_lora_cannot_hold_is_reported(tmp_path):
     base = FAMILIES["wan"].original.transformer
     made = to_lora(full_run("wan", 2, biases=True), tmp_path, nfe=1, base=base, rank=2)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.export.bake import bake_target_time
 from twinflow.export.card import write_lora_card
@@ -180,7 +181,7 @@ def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
         return base
     try:
         return type(stock.transformer).from_pretrained(
-            str(base), subfolder="transformer", use_safetensors=True, dtype=torch.float32
+            locate(base), subfolder="transformer", use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError) as error:
         raise TwinflowError(
