@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from twinflow.cli.app import app
 from twinflow.config import make_recipe
 from twinflow.data.shapeworld import write_folder
 from twinflow.errors import TwinflowError
-from twinflow.launch import build_trainer, cache, launch
+from twinflow.launch import build_trainer, cache, export_checkpoint, launch
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.training.metrics import read_metrics
 
@@ -160,6 +161,19 @@ def test_a_cache_for_a_lora_is_that_of_its_base(
     assert len(expected) == 4
     assert losses(tmp_path / "run_base") == losses(tmp_path / "run_adapter") == expected
     assert "can't be left out" not in caplog.text
+
+
+def test_a_checkpoint_is_exported_without_the_data(tmp_path: Path, model: Path, pictures: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "pictures")
+    data = {"kind": "folder", "path": str(tmp_path / "pictures"), "size": SIZE}
+    trained = launch(
+        make_recipe(recipe(model, tmp_path / "run", data, train={"steps": 2, "batch": 3}))
+    ).pipeline
+    shutil.rmtree(tmp_path / "pictures")
+    exported = export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    one, other = (AnyStepPipeline.from_pretrained(folder) for folder in (trained, exported))
+    weights = other.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in one.network.state_dict().items())
 
 
 def test_prompts_alone(tmp_path: Path, model: Path) -> None:

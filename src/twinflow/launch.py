@@ -129,7 +129,7 @@ def _identity(recipe: Recipe, hashes: FileHashes) -> dict[str, Any]:
 
 
 def build_model(recipe: Recipe, dataset: Any) -> Any:
-    """What is trained: an any-step pipeline, or one part of a stock pipeline."""
+    """What is trained: an any-step pipeline, or one part of a stock pipeline. The latter need a ``dataset``."""
     model, device = recipe.model, device_of(recipe)
     exported = Exported.read(model.path)
     if exported is not None:
@@ -149,7 +149,8 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
             raise TwinflowError(pipe.exported.refusal(model.path))
         pipe.pipe.set_progress_bar_config(disable=True)
         prepare(pipe, recipe)
-        check_sources(pipe, dataset)
+        if dataset is not None:
+            check_sources(pipe, dataset)
         freeze_parameters(pipe.pipe.transformer, model.freeze)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
@@ -264,7 +265,8 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
     recipe = load_recipe(run / "recipe.yaml")
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"device": "cpu"})})
     tensors = read_whole(found).tensors
-    model = build_model(recipe, build_dataset(recipe))
+    whole = recipe.model.part == "transformer"  # its data may be elsewhere by now
+    model = build_model(recipe, None if whole else build_dataset(recipe))
     overwrite(model.network, {**tensors["weights"], **tensors.get("average", {})})
     model.save_pretrained(output)
     return output
