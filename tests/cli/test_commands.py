@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from families import FAMILIES
 from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.models import load_model
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.exported import Exported
 from twinflow.sampling import few_step_times
@@ -33,17 +35,45 @@ def test_sample_draws_one_picture_for_each_prompt_and_nfe(tmp_path: Path) -> Non
     assert Image.open(tmp_path / files[0]).size == (32, 32)
 
 
-def test_clips_and_what_a_model_can_not_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tiny pipelines; the command opens a model with its own size and number of frames, which are not tiny."""
-    family = FAMILIES["wan"]
-    clips = AnyStepPipeline(family.stock(), call=family.call)
-    monkeypatch.setattr("twinflow.evaluation.models.load_model", lambda name: clips)
-    run("sample", "wan", "a", "--output", tmp_path)
+def test_clips_of_a_size_and_length(tmp_path: Path) -> None:
+    FAMILIES["wan"].stock().save_pretrained(tmp_path / "wan")
+    asked = ("--size", "32x48", "--frames", "5", "--dtype", "bfloat16")
+    run("sample", tmp_path / "wan", "a", *asked, "--output", tmp_path)
     clip = Image.open(tmp_path / "000_seed0_nfe1.png")
-    assert (clip.size, clip.n_frames) == ((32, 32), 5)
-    clips.exported = Exported(kind="diffusers", nfe=2, times=few_step_times(2))
-    with pytest.raises(TwinflowError, match=r"wan at --nfe 1: this model was exported for exactly 2"):
-        run("sample", "wan", "a", "--output", tmp_path)
+    assert (clip.size, clip.n_frames) == ((48, 32), 5)
+
+
+def test_edits_of_source_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all prompts or one for each; the edits of two sources differ. The tiny encoder has one layer to read."""
+    tiny = functools.partial(load_model, text_encoder_out_layers=(1,))
+    monkeypatch.setattr("twinflow.evaluation.samples.load_model", tiny)
+    FAMILIES["flux2_klein"].stock().save_pretrained(tmp_path / "model")
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (80, 64), colour).save(tmp_path / name)
+    command = ("sample", tmp_path / "model", "less", "less", "--size", "64x64")
+    sources = [part for name in ("red.png", "blue.png") for part in ("--image", tmp_path / name)]
+    run(*command, *sources, "--output", tmp_path / "each")
+    run(*command, *sources[:2], "--output", tmp_path / "one")
+    each, one = (
+        [Image.open(tmp_path / folder / f"00{i}_seed{i}_nfe1.png").tobytes() for i in (0, 1)]
+        for folder in ("each", "one")
+    )
+    assert each[0] == one[0]
+    assert each[1] != one[1]
+    with pytest.raises(TwinflowError, match="2 source pictures for 3 prompts"):
+        run(*command, "more", *sources)
+    with pytest.raises(TwinflowError, match="none.png can't be read"):
+        run(*command, "--image", tmp_path / "none.png")
+
+
+def test_what_a_model_can_not_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AnyStepPipeline.from_pretrained("shapeworld-tiny")
+    model.exported = Exported(kind="diffusers", nfe=2, times=few_step_times(2))
+    monkeypatch.setattr("twinflow.evaluation.samples.load_model", lambda name, **_: model)
+    with pytest.raises(TwinflowError, match=r"it at --nfe 1: this model was exported for exactly 2"):
+        run("sample", "it", "a photo of a red circle", "--output", tmp_path)
+    with pytest.raises(TwinflowError, match="--size '32' is not HEIGHTxWIDTH"):
+        run("sample", "it", "a photo of a red circle", "--size", "32")
 
 
 def test_the_same_seed_draws_the_same_picture(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ GuidanceOption = Annotated[
     ),
 ]
 
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="Height and width of the pictures, 512x512; the model's own by default."),
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Of the model: float32, bfloat16, float16, or float64 for tiny ones.")
+]
+
 
 @app.command()
 def quickstart(
@@ -67,11 +75,32 @@ def sample(
     guidance: GuidanceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next one has the next.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
+    size: SizeOption = None,
+    dtype: DtypeOption = "float32",
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a model that makes clips; its own number by default.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a model that edits: the source picture, one for all prompts or one for each."),
+    ] = None,
 ) -> None:
-    """Draw pictures."""
-    from twinflow.evaluation.models import draw_prompts
+    """Draw pictures, edits or clips."""
+    from twinflow.evaluation.samples import draw_prompts
 
-    for file in draw_prompts(model, prompts, nfe=numbers(nfe), guidance=guidance, seed=seed, output=output):
+    files = draw_prompts(
+        model,
+        prompts,
+        nfe=numbers(nfe),
+        guidance=guidance,
+        seed=seed,
+        output=output,
+        dtype=dtype_of(dtype),
+        size=sides(size),
+        frames=frames,
+        sources=image or [],
+    )
+    for file in files:
         typer.echo(file)
 
 
@@ -84,3 +113,20 @@ def numbers(text: str) -> list[int]:
     if not found or min(found) < 1:
         raise TwinflowError(f"--nfe {text!r} is not a list of whole numbers of at least 1, such as 1,2,4")
     return found
+
+
+def sides(text: str | None) -> tuple[int, int] | None:
+    """``"512x768"`` as height and width."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise TwinflowError(f"--size {text!r} is not HEIGHTxWIDTH in pixels, such as 512x512")
+    return int(height), int(width)
+
+
+def dtype_of(text: str) -> str:
+    """One of those that models are opened in."""
+    if text not in ("float32", "bfloat16", "float16", "float64"):
+        raise TwinflowError(f"--dtype {text!r} is not one of float32, bfloat16, float16, float64")
+    return text

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twinflow.cli.app import GuidanceOption, NfeOption, app, numbers
+from twinflow.cli.app import DtypeOption, GuidanceOption, NfeOption, SizeOption, app, dtype_of, numbers, sides
 from twinflow.errors import TwinflowError
 
 
@@ -43,13 +43,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--with", help="An option of one benchmark: NAME.OPTION=VALUE; see --list."),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Height and width of the pictures, 512x512; the model's own by default."),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Of the model: float32, bfloat16, float16, or float64 for tiny ones.")
-    ] = "float32",
+    size: SizeOption = None,
+    dtype: DtypeOption = "float32",
     batch: Annotated[
         int | None,
         typer.Option(
@@ -99,7 +94,7 @@ def evaluate(
         output=output,
         overwrite=overwrite,
     )
-    tables = evaluation.run(models, size=_size(size), dtype=_dtype(dtype))
+    tables = evaluation.run(models, size=sides(size), dtype=dtype_of(dtype))
     if not evaluation.writes:
         return
     for one, table in zip(benchmarks, tables):
@@ -146,18 +141,3 @@ def _own_options(texts: list[str]) -> dict[str, dict[str, str]]:
             raise TwinflowError(f"--with {text!r} is not of the form NAME.OPTION=VALUE")
         options.setdefault(name, {})[option] = value
     return options
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise TwinflowError(f"--size {text!r} is not HEIGHTxWIDTH in pixels, such as 512x512")
-    return int(height), int(width)
-
-
-def _dtype(text: str) -> str:
-    if text not in ("float32", "bfloat16", "float16", "float64"):
-        raise TwinflowError(f"--dtype {text!r} is not one of float32, bfloat16, float16, float64")
-    return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +19,6 @@ from twinflow.evaluation.stock_model import StockModel, native_size, stock_pipel
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.geometry import Size
 from twinflow.sampling import make_schedule, resolve_settings, sample, seeded_noise
-
-CLIP_RATE = 16  # frames a second
 
 
 class Model(Protocol):
@@ -116,15 +113,18 @@ def open_model(name: ModelName, *, size: tuple[int, int] | None = None, dtype: s
 
 
 def load_model(
-    path_or_id: str, *, dtype: str = "float32", size: tuple[int, int] | None = None
+    path_or_id: str, *, dtype: str = "float32", size: tuple[int, int] | None = None, **call: Any
 ) -> AnyStepPipeline:
-    """The pipeline of a model for sampling, on the GPU if there is one; its progress bar is off."""
+    """The pipeline of a model for sampling, on the GPU if there is one; its progress bar is off. ``call``: further
+    arguments of the stock pipeline's call that it is opened for."""
+    if size is not None:
+        call |= {"height": size[0], "width": size[1]}
     pipe = AnyStepPipeline.from_pretrained(
         path_or_id,
         target_time=False,
         device=device(),
         dtype=getattr(torch, dtype),
-        call=None if size is None else {"height": size[0], "width": size[1]},
+        call=call or None,
     )
     pipe.pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -140,26 +140,3 @@ def check_prompts(prompts: Sequence[str], words: Sequence[str]) -> None:
                 f"the prompt {prompt!r} has words that this model does not know: {', '.join(unknown)}. "
                 f"It knows: {' '.join(sorted(known))}"
             )
-
-
-def draw_prompts(
-    model: str, prompts: list[str], *, nfe: list[int], guidance: float | None, seed: int, output: Path
-) -> list[Path]:
-    """Draw each prompt at each NFE; returns the PNG files, animated ones of clips."""
-    pipe = load_model(model)
-    if pipe.words is not None:
-        check_prompts(prompts, pipe.words)
-    output.mkdir(parents=True, exist_ok=True)
-    files = []
-    for evaluations in nfe:
-        sampler = sampler_for(pipe, evaluations, guidance)
-        try:
-            result = pipe(prompts, nfe=evaluations, seeds=seed, guidance=sampler.guidance, **sampler.options)
-        except ValueError as error:
-            raise TwinflowError(f"{model} at --nfe {evaluations}: {error}") from error
-        for i, image in enumerate(result.images):
-            files.append(output / f"{i:03}_seed{seed + i}_nfe{evaluations}.png")
-            first, *more = image if isinstance(image, list) else [image]
-            moving: dict[str, Any] = {"save_all": True, "append_images": more, "duration": 1000 / CLIP_RATE}
-            first.save(files[-1], **(moving if more else {}))
-    return files
