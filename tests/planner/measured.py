@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import STUDENT, Objective, TwinFlow
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.planner import Planner
 from twinflow.planner.prediction import backbone_of
@@ -38,7 +39,7 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
     spatial = backbone.compression.spatial
     frames = 1 + (latents[1] - 1) * backbone.compression.temporal if len(latents) == 4 else None
     with torch.no_grad():
-        lists = pipe.encode_prompts(["a"]).lists  # of families whose prompts are not padded
+        lists = encoded(pipe, 1).lists  # of families whose prompts are not padded
     texts = [entries[0] for entries in lists.values() if isinstance(entries[0], Tensor)]
     lengths = [len(text) for text in texts if text.dim() == 2]
     return Setup(
@@ -50,9 +51,16 @@ def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **optio
         height=latents[-2] * spatial,
         width=latents[-1] * spatial,
         frames=frames,
+        edits="image" in pipe.adapter.wiring.call,
         text_tokens=max(lengths, default=backbone.text_tokens),
         **options,
     )
+
+
+def encoded(pipe: AnyStepPipeline, count: int) -> Condition:
+    """Of a prompt, and of the source picture that an editing pipeline was opened with."""
+    source = pipe.adapter.wiring.call.get("image")
+    return pipe.encode_prompts(["a"] * count, images=None if source is None else [source] * count)
 
 
 def planned(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = None) -> StepProfile:
@@ -67,7 +75,7 @@ def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = Non
     teacher = Averages.of(network, setup.ema, teacher=getattr(method, "teacher", "self")).teacher
     student = Trained.of(network, setup.optimizer)
     with torch.no_grad():
-        cond, uncond = pipe.encode_prompts(["a"] * setup.batch), pipe.encode_prompts(["a"])
+        cond, uncond = encoded(pipe, setup.batch), encoded(pipe, 1)
 
     def field_of(name: str, copy: nn.Module) -> Any:
         field = pipe.field_of(copy)
@@ -77,7 +85,7 @@ def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = Non
     def features(source: nn.Module) -> list[Tensor]:
         x = torch.zeros(1, *pipe.latent_shape)
         with torch.no_grad():
-            return field_of("", source).features(x, torch.ones(1), pipe.encode_prompts(["a"]))
+            return field_of("", source).features(x, torch.ones(1), encoded(pipe, 1))
 
     companions = Companions(method, network, setup.optimizer, teacher=teacher, features=features, seed=0)
     trained = {STUDENT: student, **companions.trained}

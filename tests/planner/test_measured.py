@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from families import FAMILIES
@@ -126,6 +128,17 @@ def test_every_kind_of_state_is_found(name: str) -> None:
     pipe = AnyStepPipeline(family.stock(), call=family.call, fold_padding=False)
     setup = setup_of(pipe, batch=4, optimizer=Optimizer(clip=None))
     assert planned(pipe, setup).peak == pytest.approx(measured(pipe, setup), rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_source_picture_counts_as_much_as_the_one_drawn() -> None:
+    family, sides = FAMILIES["flux2_klein"], {"height": 64, "width": 64}
+    source = {"image": Image.new("RGB", (64, 64), "red")}
+    pipe = AnyStepPipeline(family.stock(), call=family.call | sides | source)
+    setup = setup_of(pipe, batch=4, optimizer=Optimizer(clip=None))
+    peak = planned(pipe, setup).peak
+    assert peak == pytest.approx(measured(pipe, setup), rel=0.1)
+    assert peak > 1.2 * planned(pipe, replace(setup, edits=False)).peak
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -85,9 +85,9 @@ class Planner:
 
     def call(self, setup: Setup) -> Call:
         network = self.network(setup)
-        latents = self.backbone.compression.latents(
-            height=setup.height, width=setup.width, frames=setup.frames
-        )
+        # A source picture brings as many tokens again: to the transformer it is as if the picture were twice as high.
+        height = setup.height * (2 if setup.edits else 1)
+        latents = self.backbone.compression.latents(height=height, width=setup.width, frames=setup.frames)
         key = (id(network), latents, setup.text_tokens)
         if key not in self._calls:
             self._calls[key] = Call.find(network, latents, text_tokens=setup.text_tokens)

@@ -36,6 +36,7 @@ class Setup:
     height: int = 512
     width: int = 512
     frames: int | None = None
+    edits: bool = False  # a source picture of the same size is shown to the transformer beside the one drawn
     text_tokens: int = 256
     cached: bool = True  # text encoder and autoencoder leave the GPU once everything is encoded
     previews: bool = False  # but the autoencoder, which decodes the pictures
@@ -64,6 +65,7 @@ class Setup:
             height=int(height),
             width=int(width),
             frames=getattr(data, "frames", call.get("num_frames", frames)),
+            edits="image" in call,
             text_tokens=int(call.get("max_sequence_length", text_tokens)),
             cached=bool(data.cache),
             previews=recipe.preview.every > 0,
