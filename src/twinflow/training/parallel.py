@@ -8,7 +8,7 @@ they compute. Optimisers, averages and checkpoints work on the slices, which are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from twinflow.errors import TwinflowError
 from twinflow.objectives import FlowMatching, Objective
 from twinflow.pipelines.blocks import repeated_blocks
 from twinflow.recipes.sections import Model, Optimizer, Parallel, Recipe
+from twinflow.training.dtype_groups import placement_of
 from twinflow.training.ema import ParameterAverage
 from twinflow.training.handing_out import elsewhere, hand_out
 from twinflow.training.processes import Processes
@@ -87,7 +88,7 @@ class Sharded:
             "mp_policy": precision_policy(self.settings),
             "reshard_after_forward": parallel.reshard_after_forward,
             "offload_policy": offload,
-            "shard_placement_fn": self._placement(network),
+            "shard_placement_fn": placement_of(network, self.mesh),
         }
         together = elsewhere(network)
         originals = dict(network.named_parameters()) if together is not None and together.here else {}
@@ -101,28 +102,6 @@ class Sharded:
             kept = torch.device("cpu") if parallel.cpu_offload else None
             device = torch.device(self.mesh.device_type)
             hand_out(network, originals, device=device, together=together, kept=kept)
-
-    def _placement(self, network: nn.Module) -> Callable[[nn.Parameter], Any] | None:
-        """FSDP2 adds up the gradients of a block together, which have to be of one dtype. Some families keep a few
-        weights in fp32 whatever the others are (Wan: norms, tables, the time MLP): those travel apart, by a mesh of
-        their own."""
-        counts: dict[torch.dtype, int] = {}
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-        if len(counts) < 2:
-            return None
-        from torch.distributed.fsdp._fully_shard._fsdp_common import ShardPlacementResult
-
-        most = max(counts, key=lambda dtype: counts[dtype])
-        meshes = {dtype: _like(self.mesh) for dtype in counts if dtype != most}
-
-        def placement(parameter: nn.Parameter) -> Any:
-            if not parameter.requires_grad or parameter.dtype == most:
-                return None
-            return ShardPlacementResult(placement=None, mesh_info=meshes[parameter.dtype])
-
-        return placement
 
     @contextmanager
     def whole(self, network: nn.Module, average: ParameterAverage | None, *, keep: bool) -> Iterator[None]:
@@ -154,18 +133,6 @@ class Sharded:
 
 
 Layout = Replicated | Sharded
-
-
-def _like(mesh: DeviceMesh) -> Any:
-    """FSDP2's note of a mesh of the same processes as ``mesh``, in groups of its own."""
-    from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo
-
-    if mesh.ndim == 1:
-        names = mesh.mesh_dim_names
-        other = DeviceMesh.from_group(dist.new_group(), mesh.device_type, mesh_dim_names=names)
-        return FSDPMeshInfo(mesh=other, shard_mesh_dim=0)
-    other = init_device_mesh(mesh.device_type, mesh.shape, mesh_dim_names=mesh.mesh_dim_names)
-    return HSDPMeshInfo(mesh=other, replicate_mesh_dim=0, shard_mesh_dim=1)
 
 
 def precision_policy(recipe: Recipe) -> MixedPrecisionPolicy:
