@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.building import build
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.prompt_file import read_prompts
-from twinflow.evaluation.registry import build, entries
+from twinflow.evaluation.registry import entries
 from twinflow.evaluation.runner import Evaluation
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 

@@ -15,16 +15,17 @@ from PIL import Image
 
 from twinflow.assets import copy_model
 from twinflow.errors import TwinflowError
-from twinflow.evaluation import models, runner
+from twinflow.evaluation import models
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, open_model
 from twinflow.evaluation.pictures import Picture, key_of, pictures_in
 from twinflow.evaluation.results import EvaluationTable
-from twinflow.evaluation.runner import Evaluation
 from twinflow.evaluation.samplers import Sampler
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.sampling import sample
+
+from .evaluated import BENCHMARK, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def pixels(folder: Path) -> dict[str, bytes]:
     return {name: Image.open(folder / name).tobytes() for name in sorted(pictures_in(folder))}
-
-
-BENCHMARK = ShapeWorldBenchmark(images_per_task=2)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(model, tmp_path):
@@ -163,12 +161,6 @@ def test_prompts_are_encoded_once(model, tmp_path, monkeypatch):
     assert sorted(counted) == sorted({picture.prompt for picture in BENCHMARK.pictures})
 
 
-def evaluate(output: Path, *models: str, benchmark=BENCHMARK, **options) -> EvaluationTable:
-    options = {"nfe": [1, 2], "shown": False} | options
-    (table,) = Evaluation(benchmarks=[benchmark], output=output, **options).run(models)
-    return table
-
-
 def test_pictures_of_others_get_the_score_that_they_had_here(tmp_path, monkeypatch):
     drawn = evaluate(tmp_path / "a", "base=shapeworld-tiny", nfe=[8])
     found = evaluate(tmp_path / "b", f"copy=images:{tmp_path / 'a' / 'base_nfe8'}")
@@ -254,45 +246,6 @@ def test_a_folder_that_is_not_the_benchmark_s(change, message, tmp_path):
     change(folder)
     with pytest.raises(TwinflowError, match=message):
         evaluate(tmp_path / "out", f"theirs=images:{folder}")
-
-
-def test_two_protocols_do_not_share_a_table(tmp_path):
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    for picture in BENCHMARK.pictures:
-        Image.new("RGB", (32, 32), "gray").save(folder / picture.file)
-    assert evaluate(tmp_path / "out", f"gray={folder}").rows[0].overall == 0
-    other = ShapeWorldBenchmark(images_per_task=2, seed=1)
-    with pytest.raises(TwinflowError, match=r"another protocol.*prompts"):
-        evaluate(tmp_path / "out", f"gray={folder}", benchmark=other)
-    assert evaluate(tmp_path / "out", f"gray={folder}", benchmark=other, overwrite=True).rows[0].nfe == 0
-
-
-def test_a_name_in_a_table_stands_for_one_model(tmp_path):
-    """A model that was trained on and kept its name does not share a line with what it was before."""
-    first, second = (copy_model("shapeworld-tiny", tmp_path / name) for name in ("first", "second"))
-    (second / "trained_on.json").write_text("{}")  # another model, as far as anyone can tell
-    small = ShapeWorldBenchmark(images_per_task=1)
-    out = tmp_path / "out"
-    kept = evaluate(out, f"mine={first}", benchmark=small)
-    with pytest.raises(TwinflowError, match=r"another model called 'mine', at 2 NFE.*--nfe"):
-        evaluate(out, f"mine={second}", benchmark=small, nfe=[1])
-    assert EvaluationTable.load(out / "table.json").rows == kept.rows
-    evaluate(out, f"mine={first}", benchmark=small, nfe=[4])  # itself at another NFE is welcome
-    assert [row.nfe for row in EvaluationTable.load(out / "table.json").rows] == [1, 2, 4]
-    table = evaluate(out, f"mine={second}", benchmark=small, nfe=[4, 2, 1])
-    assert [row.nfe for row in table.rows] == [4, 2, 1]
-    assert len({row.identity for row in table.rows}) == 1 != {kept.rows[0].identity}
-
-
-def test_a_table_that_goes_on_elsewhere_says_that_its_times_do_not_compare(tmp_path, monkeypatch):
-    small = ShapeWorldBenchmark(images_per_task=1)
-    assert evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[1]).notes == []
-    facts = runner.run_facts() | {"machine": "another one"}
-    monkeypatch.setattr(runner, "run_facts", lambda: facts)
-    (note,) = evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[2]).notes
-    assert "another one" in note
-    assert evaluate(tmp_path, "base=shapeworld-tiny", benchmark=small, nfe=[2]).notes == [note]
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ from evaluation.dpg.tiny import save_tiny_vlm
 from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.building import build
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.pictures import pictures_in
 from twinflow.evaluation.ranks import processes
-from twinflow.evaluation.registry import build
 from twinflow.evaluation.runner import Evaluation
 from twinflow.report import write_report
 

@@ -63,7 +63,8 @@ def evaluate(
     ] = False,
 ) -> None:
     """Score models at several NFE: one table, one report page. The same command goes on where it was stopped."""
-    from twinflow.evaluation.registry import build, entries
+    from twinflow.evaluation.building import build
+    from twinflow.evaluation.registry import entries
 
     if show:
         from twinflow.report.listing import print_entries

@@ -77,8 +77,7 @@ class AnyStepPipeline:
         device: str | torch.device = "cpu",
         together: Together | None = None,
     ) -> AnyStepPipeline:
-        """Load a stock diffusers folder, what :meth:`save_pretrained` wrote, either of them on the hub, or an embedded
-        model ("shapeworld-tiny").
+        """Load a stock diffusers folder, one of :meth:`save_pretrained`, either on the hub, or "shapeworld-tiny".
 
         With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
         the network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments

@@ -13,10 +13,11 @@ from evaluation.dpg.tiny import save_tiny_vlm
 from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
-from twinflow.evaluation import registry
+from twinflow.evaluation.building import build
 from twinflow.evaluation.dpg.benchmark import DPGBenchmark
 from twinflow.evaluation.geneval.benchmark import KEPT, GenEvalBenchmark
 from twinflow.evaluation.geneval.detector import Mask2FormerDetector
+from twinflow.evaluation.registry import entries
 
 
 def draw(benchmark, folder):
@@ -39,7 +40,7 @@ def weights(tmp_path_factory):
 
 
 def test_both_are_registered_and_say_what_they_need():
-    known = registry.entries()
+    known = entries()
     assert {"geneval", "dpg"} <= known.keys()
     needed = [need for name in ("geneval", "dpg") for need in known[name].requires]
     assert all(need.what and need.size and need.licence and need.source for need in needed)
@@ -50,7 +51,7 @@ def test_geneval(weights, tmp_path):
     options = dict(
         detector=str(weights / "detector"), colors=str(weights / "clip"), prompts=str(prompts), device="cpu"
     )
-    (benchmark,), _ = registry.build(["geneval"], common={"images_per_prompt": "2"}, own={"geneval": options})
+    (benchmark,), _ = build(["geneval"], common={"images_per_prompt": "2"}, own={"geneval": options})
     assert isinstance(benchmark, GenEvalBenchmark)
     benchmark.ready()
     assert [p.seed for p in benchmark.pictures] == [0, 1, 0, 1]
@@ -66,13 +67,13 @@ def test_geneval(weights, tmp_path):
 def test_pictures_have_seeds_of_their_own_or_geneval_s(tmp_path):
     prompts = str(write_lines(tmp_path / "six.jsonl", *SIX))
     common = {"prompts": prompts, "images_per_prompt": 3}
-    (own,), _ = registry.build(["geneval"], common=common | {"seed": 5}, own={})
+    (own,), _ = build(["geneval"], common=common | {"seed": 5}, own={})
     assert [(p.seed, p.skip) for p in own.pictures[:4]] == [(5, 0), (6, 0), (7, 0), (5, 0)]
-    (geneval,), _ = registry.build(["geneval"], common=common, own={"geneval": {"seed_mode": "geneval"}})
+    (geneval,), _ = build(["geneval"], common=common, own={"geneval": {"seed_mode": "geneval"}})
     assert [(p.seed, p.skip) for p in geneval.pictures] == 6 * [(42, 0), (42, 1), (42, 2)]
     assert geneval.suite.protocol()["seed_mode"] != own.suite.protocol()["seed_mode"]
     with pytest.raises(TwinflowError, match="would be ignored"):
-        registry.build(["geneval"], common=common | {"seed": 5}, own={"geneval": {"seed_mode": "geneval"}})
+        build(["geneval"], common=common | {"seed": 5}, own={"geneval": {"seed_mode": "geneval"}})
 
 
 def test_geneval_goes_on_where_scoring_was_stopped(weights, tmp_path, monkeypatch):
@@ -169,7 +170,7 @@ def test_dpg(weights, tmp_path):
     )
     options = dict(questions=str(questions), prompts=str(tmp_path / "p.jsonl"), device="cpu")
     judge = dict(judge=str(weights / "vlm"), mode="compare")
-    (benchmark,), _ = registry.build(["dpg"], common={}, own={"dpg": options | judge})
+    (benchmark,), _ = build(["dpg"], common={}, own={"dpg": options | judge})
     assert isinstance(benchmark, DPGBenchmark)
     benchmark.ready()
     folder = draw(benchmark, tmp_path / "pictures")

@@ -47,7 +47,7 @@ def plain(text: str) -> str:
     return text.strip().strip(".!,").strip().lower()
 
 
-def grid_hash(path: str | Path) -> str:
+def short_hash(path: str | Path) -> str:
     """A short hash of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 

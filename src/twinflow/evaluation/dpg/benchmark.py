@@ -11,7 +11,7 @@ import torch
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores, digest
-from twinflow.evaluation.dpg.answers import grid_hash
+from twinflow.evaluation.dpg.answers import short_hash
 from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
 from twinflow.evaluation.dpg.requirements import requirements
@@ -89,7 +89,7 @@ class DPGBenchmark(Benchmark):
     def state(self, folder: Path) -> str:
         """Imported answers may be written anew for the same pictures."""
         file = folder / self._judge_path().removeprefix(IMPORT)
-        return grid_hash(file) if self._imports() and file.is_file() else ""
+        return short_hash(file) if self._imports() and file.is_file() else ""
 
     def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
         drawn = self._has_pictures(folder)

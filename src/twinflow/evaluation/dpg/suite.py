@@ -16,8 +16,8 @@ from twinflow.evaluation.dpg.answers import (
     append_answers,
     check_clear,
     collect,
-    grid_hash,
     read_answers,
+    short_hash,
 )
 from twinflow.evaluation.dpg.grid import find_grids, listed, make_grid, split_grid
 from twinflow.evaluation.dpg.judges import Judge
@@ -148,7 +148,7 @@ class DPGBench:
         known = answered(self._kept(answers, judge))
         said: list[Answer] = []
         for count, (item, asked) in enumerate(questions.by_item.items(), start=1):
-            digest = grid_hash(grids[item])
+            digest = short_hash(grids[item])
             cells: list[Image.Image] = []
             for picture in range(self.images_per_prompt):
                 before = known.get((item, picture), {})
@@ -178,7 +178,7 @@ class DPGBench:
             raise TwinflowError(f"{path} has no answers")
         if folder is not None:
             grids = find_grids(folder, self.question_set.by_item)
-            hashes = {item: grid_hash(grid) for item, grid in grids.items()}
+            hashes = {item: short_hash(grid) for item, grid in grids.items()}
             stale = {a.item for a in answers if a.grid and a.grid != hashes.get(a.item)}
             if stale:
                 raise TwinflowError(
