@@ -42,6 +42,12 @@ from twinflow.objectives import TwinFlow
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
 
+KINDS = {
+    (False, False): "image",
+    (True, False): "edit",
+    (False, True): "video",
+    (True, True): "video of an image",
+}
 TRAINING_STEPS = 20
 LORA_RANK = 4
 # Published configurations, which are diffusers' defaults, for the size of slim exports.
@@ -222,7 +228,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for name, pipe in pipes.items():
         rows[name] = {
             "pipeline": type(pipe.pipe).__name__,
-            "kind": "edit" if FAMILIES[name].edits else "video" if FAMILIES[name].video else "image",
+            "kind": KINDS[FAMILIES[name].edits, FAMILIES[name].video],
             "field": field_error(name),
             "full": training(name, lora=False),
             "lora": training(name, lora=True),

@@ -65,14 +65,15 @@ def build_dataset(recipe: Recipe) -> Any:
 
 
 def check_sources(pipe: Any, dataset: Any) -> None:
-    """Refuse to train a pipeline that edits pictures on data without pictures to edit."""
+    """Refuse to train a pipeline that edits pictures, or sets them in motion, on data without such pictures."""
     if not getattr(pipe, "edits", False) or isinstance(dataset, CachedRows):
         return
     streamed = isinstance(dataset, StreamDataset)
     if (dataset.reader.columns.source is None) if streamed else ("source" not in dataset[0]):
         raise TwinflowError(
-            f"{type(pipe.pipe).__name__} edits pictures, and the data has no source pictures: name their column in "
-            'data.columns.source, or add "source" to the lines of metadata.jsonl'
+            f"{type(pipe.pipe).__name__} edits pictures, or sets them in motion, and the data has no source pictures: "
+            'name their column in data.columns.source, add "source" to the lines of metadata.jsonl, or take the first '
+            "frame of each clip, data.source=first_frame"
         )
 
 

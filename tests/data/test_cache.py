@@ -21,6 +21,7 @@ from twinflow.data.identity import FileHashes, data_identity, differences, model
 from twinflow.data.loader import OnlineExamples
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.geometry import Size
 from twinflow.recipes.data import FolderData
 
 from .cache_tiny import IDENTITY, write
@@ -46,7 +47,9 @@ class WordEncoder:
 
     latent_shape = (2, 3)
 
-    def encode_prompts(self, prompts: list[str], *, images: list[Image.Image] | None = None) -> Any:
+    def encode_prompts(
+        self, prompts: list[str], *, images: list[Image.Image] | None = None, size: Any = None
+    ) -> Any:
         words = torch.tensor([[float(ord(c)) for c in prompt.ljust(9)] for prompt in prompts])
         cond = {"words": words, "parts": (words.sum(1), None)}
         if images is not None:
@@ -55,6 +58,9 @@ class WordEncoder:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         return pixels[..., ::2, ::2] * 3
+
+    def shape_at(self, size: Size) -> tuple[int, ...]:
+        return 3, size.height // 2, size.width // 2
 
 
 class Mixed:

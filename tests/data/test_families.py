@@ -49,7 +49,7 @@ class Items:
         if self.pictures:
             item["pixels"] = torch.rand(3, *sides, generator=generator) * 2 - 1
         if self.edit:
-            item["source"] = Image.new("RGB", (sides[1], sides[0]), (70 * index, 20, 90))
+            item["source"] = Image.new("RGB", (sides[-1], sides[-2]), (70 * index, 20, 90))
         return item
 
 
@@ -75,8 +75,19 @@ WIDE, HIGH = (32, 64), (64, 32)
         ("qwen_edit", Items([(32, 32)] * 4, edit=True, pictures=False)),
         ("wan", Items([(5, 32, 32)] * 4)),
         ("wan", Items([(9, 32, 32)] * 4)),
+        ("wan_i2v", Items([(9, 32, 64)] * 4, edit=True)),
+        ("wan_i2v", Items([(64, 32)] * 4, edit=True, pictures=False)),
     ],
-    ids=["flux, sizes", "qwen, sizes", "edit", "edit without pictures", "clips", "longer clips"],
+    ids=[
+        "flux, sizes",
+        "qwen, sizes",
+        "edit",
+        "edit without pictures",
+        "clips",
+        "longer clips",
+        "first frames",
+        "first frames alone",
+    ],
 )
 def test_encoded_once_or_each_time(tmp_path: Path, name: str, data: Items) -> None:
     family = FAMILIES[name]
@@ -118,7 +129,10 @@ def test_an_editing_pipeline_needs_source_pictures() -> None:
     family = FAMILIES["qwen_edit"]
     pipe = AnyStepPipeline(family.stock(), call=family.call)
     check_sources(pipe, Items([(32, 32)], edit=True))
-    with pytest.raises(TwinflowError, match=r"QwenImageEditPlusPipeline edits pictures.*data.columns.source"):
+    with pytest.raises(
+        TwinflowError,
+        match=r"QwenImageEditPlusPipeline edits pictures.*data.columns.source.*data.source=first_frame",
+    ):
         check_sources(pipe, Items([(32, 32)]))
     picture = AnyStepPipeline(FAMILIES["qwen"].stock(), call=FAMILIES["qwen"].call)
     check_sources(picture, Items([(32, 32)]))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from twinflow.data.buckets import Buckets
 from twinflow.data.loader import collate
+from twinflow.data.pictures import to_pixels
 from twinflow.data.video import VideoDataset
 from twinflow.errors import TwinflowError
 
@@ -115,3 +117,14 @@ def test_a_video_that_was_filmed_on_edge_stands(tmp_path: Path) -> None:
     assert item["pixels"].shape == (3, 4, 32, 16)
     assert item["pixels"][:, :, :14].max() < -0.8
     assert item["pixels"][:, :, 18:].min() > 0.8
+
+
+def test_the_first_frame_of_a_clip_is_its_source(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4")
+    size = Buckets.fixed((16, 16))
+    items = list(VideoDataset(tmp_path, size=size, frames=5, fps=8, clips=2, first_frame=True))
+    for item in items:
+        assert item["source"].size == (16, 16)
+        assert torch.equal(to_pixels(item["source"]), item["pixels"][:, 0])
+    assert items[0]["source"].getpixel((4, 4)) != items[1]["source"].getpixel((4, 4))
+    assert "source" not in VideoDataset(tmp_path, size=size, frames=5, fps=8)[0]

@@ -66,7 +66,7 @@ def main(root):
             pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(note["scheduler"])
             pipe.load_lora_weights(root / task["lora"])
         call = note["call"]
-        if task["family"] == "qwen_edit":
+        if task["family"] in ("qwen_edit", "wan_i2v"):
             call["image"] = Image.new("RGB", (32, 32), (120, 60, 200))
         latents = noise[task["family"]]
         if task["family"] == "flux2_klein":  # takes its latents before they are packed

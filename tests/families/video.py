@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from transformers import CLIPTextModel, LlamaConfig, LlamaModel, UMT5Config, UMT5EncoderModel
+from PIL import Image
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from families import parts
 from families.family import Family
@@ -13,20 +23,20 @@ from families.family import Family
 Euler = diffusers.FlowMatchEulerDiscreteScheduler
 
 
-def wan() -> Any:
+def _wan_parts(**transformer: Any) -> dict[str, Any]:
     tokenizer = parts.t5_tokenizer()
-    return diffusers.WanPipeline(
+    return dict(
         transformer=diffusers.WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=2,
             attention_head_dim=12,
-            in_channels=16,
             out_channels=16,
             text_dim=32,
             freq_dim=256,
             ffn_dim=32,
             num_layers=2,
             rope_max_seq_len=32,
+            **transformer,
         ),
         scheduler=diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
@@ -41,6 +51,28 @@ def wan() -> Any:
         text_encoder=parts.t5_encoder(tokenizer, kind=UMT5EncoderModel, config=UMT5Config),
         tokenizer=tokenizer,
     )
+
+
+def wan() -> Any:
+    return diffusers.WanPipeline(**_wan_parts(in_channels=16))
+
+
+def wan_i2v() -> Any:
+    """Wan 2.1 image-to-video: the source picture is channels beside the state, and tokens of CLIP beside the text."""
+    encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        )
+    )
+    # 16 of the state, 16 of the picture's own latents, and 4 that say which frames they are.
+    made = _wan_parts(in_channels=36, image_dim=16, added_kv_proj_dim=24)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return diffusers.WanImageToVideoPipeline(**made, image_encoder=encoder, image_processor=processor)
 
 
 def ltx() -> Any:
@@ -131,9 +163,18 @@ def hunyuan_video() -> Any:
     )
 
 
+WAN_CALL = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
 HUNYUAN_CALL = {"max_sequence_length": 16, "prompt_template": {"template": "{}", "crop_start": 0}}
 VIDEO_FAMILIES = (
-    Family("wan", wan, {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}, video=True),
+    Family("wan", wan, WAN_CALL, video=True),
+    Family(
+        "wan_i2v",
+        wan_i2v,
+        # The tokens of text are 512 to its attention, which takes all before them for CLIP's.
+        WAN_CALL | {"max_sequence_length": 512, "image": Image.new("RGB", (32, 32), (120, 60, 200))},
+        video=True,
+        edits=True,
+    ),
     Family("ltx", ltx, {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}, video=True),
     Family(
         "hunyuan_video",

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import FAMILIES
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.absent import absent_transformer
 from twinflow.pipelines.any_step import BRANCH_FILE, CONFIG_FILE
+from twinflow.pipelines.checkpoint import load_stock
 
 from .tiny import PROMPTS, copy_of, latents, train_branch
 
@@ -101,6 +104,15 @@ def test_a_stock_save_over_an_any_step_checkpoint_leaves_no_branch(folder, tiny_
     AnyStepPipeline(copy_of(tiny_pipeline), target_time=False).save_pretrained(folder)
     assert not (folder / BRANCH_FILE).exists()
     assert not load(folder, target_time=False).knows_target_time
+
+
+def test_a_transformer_that_is_given_is_not_read(tmp_path):
+    """Wan's class can do without one, for which diffusers' general opening reads the folder's all the same."""
+    FAMILIES["wan"].stock().save_pretrained(tmp_path)
+    for file in (tmp_path / "transformer").glob("*.safetensors"):
+        file.unlink()
+    absent = absent_transformer(str(tmp_path))
+    assert load_stock(tmp_path, dtype=torch.float32, transformer=absent).transformer is absent
 
 
 def test_a_folder_that_is_none(tmp_path):

@@ -54,10 +54,9 @@ class Noises:
 class Editing(AnyStepPipeline):
     """The source picture of an edit has the colour of its prompt."""
 
-    def encode_prompts(self, prompts: Any, *, images: Any = None) -> Any:
-        return super().encode_prompts(
-            prompts, images=[SOURCES.get(prompt, SOURCES[NO_PROMPT]) for prompt in prompts]
-        )
+    def encode_prompts(self, prompts: Any, **options: Any) -> Any:
+        sources = [SOURCES.get(prompt, SOURCES[NO_PROMPT]) for prompt in prompts]
+        return super().encode_prompts(prompts, **options | {"images": sources})
 
 
 def opened(family: Family, recipe: Any) -> AnyStepPipeline:

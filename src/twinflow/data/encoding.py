@@ -36,8 +36,9 @@ class EncodedBatch:
 class Encoder(Protocol):
     """The part of a pipeline that encodes.
 
-    Editing pipelines also take ``encode_prompts(prompts, images=sources)``. Pipelines whose conditions depend on
-    the size of the picture have ``at_size(cond, size)``. Prompts without pictures need ``latent_shape``.
+    Editing pipelines also take ``encode_prompts(prompts, images=sources, size=size)``. Pipelines whose conditions
+    depend on the size of the picture have ``at_size(cond, size)``. Prompts without pictures need ``latent_shape``,
+    and with source pictures ``shape_at(size)``.
     """
 
     def encode_images(self, pixels: Tensor) -> Tensor: ...
@@ -139,20 +140,21 @@ class ItemEncoder:
         )
 
     def _condition(self, captions: list[str], sources: list[Any], sides: Sides | None) -> Any:
+        size = None if sides is None else _size(sides)
         cond = (
-            self.encoder.encode_prompts(captions, images=sources)  # type: ignore[call-arg]
+            self.encoder.encode_prompts(captions, images=sources, size=size)  # type: ignore[call-arg]
             if sources
             else self.encoder.encode_prompts(captions)
         )
         at_size = getattr(self.encoder, "at_size", None)
-        return cond if at_size is None or sides is None else at_size(cond, _size(sides))
+        return cond if at_size is None or size is None else at_size(cond, size)
 
     def _shape(self, sides: Sides | None) -> tuple[int, ...]:
         if sides not in self._shapes:
             if sides is None:
                 self._shapes[None] = tuple(self.encoder.latent_shape)  # type: ignore[attr-defined]
             else:
-                self._shapes[sides] = tuple(self.encoder.encode_images(torch.zeros(1, 3, *sides)).shape[1:])
+                self._shapes[sides] = tuple(self.encoder.shape_at(_size(sides)))  # type: ignore[attr-defined]
         return self._shapes[sides]
 
 

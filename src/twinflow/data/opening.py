@@ -45,6 +45,7 @@ def open_data(settings: Any, *, seed: int) -> Any:
             frames=settings.frames,
             fps=settings.fps,
             clips=settings.clips,
+            first_frame=settings.source == "first_frame",
             on_error=on_error,
             seed=seed,
         )

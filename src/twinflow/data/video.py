@@ -41,7 +41,8 @@ class VideoDataset:
 
     ``path`` is a folder as :class:`twinflow.data.folder.FolderDataset` takes it, of videos. Each video gives as
     many clips as follow one another in it, ``clips`` at most (``None``: all). A clip shows ``frames`` pictures,
-    1 / ``fps`` seconds apart: of each moment the frame that a player would show.
+    1 / ``fps`` seconds apart: of each moment the frame that a player would show. With ``first_frame`` an item has the
+    first of them as "source", a PIL picture, for pipelines that set a picture in motion.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class VideoDataset:
         clips: int | None = 1,
         on_error: OnError = "raise",
         seed: int = 0,
+        first_frame: bool = False,
     ) -> None:
         if frames < 1 or not fps > 0 or (clips is not None and clips < 1):
             raise ValueError(
@@ -62,6 +64,7 @@ class VideoDataset:
         _av()
         self.buckets = size if isinstance(size, Buckets) else Buckets.fixed(size)
         self.path, self.frames, self.fps, self.seed = Path(path), frames, fps, seed
+        self.first_frame = first_frame
         self._videos: dict[Path, Video] = {}
         files: list[CaptionedFile] = readable_files(
             self.path,
@@ -87,12 +90,16 @@ class VideoDataset:
             raise IndexError(index)
         file, number = self.clips[index]
         assert file.path is not None
-        pictures = read_clip(
-            file.path, start=number * self.frames / self.fps, frames=self.frames, fps=self.fps
-        )
         sides = self.buckets.sides[self.bucket_of[index]]
-        pixels = torch.stack([to_pixels(fit(picture, sides)) for picture in pictures], dim=1)
-        item = {"pixels": pixels, "caption": caption_at(file.captions, seed=self.seed, epoch=0, row=index)}
+        start = number * self.frames / self.fps
+        pictures = [
+            fit(picture, sides)
+            for picture in read_clip(file.path, start=start, frames=self.frames, fps=self.fps)
+        ]
+        item: dict[str, Any] = {"pixels": torch.stack([to_pixels(picture) for picture in pictures], dim=1)}
+        item["caption"] = caption_at(file.captions, seed=self.seed, epoch=0, row=index)
+        if self.first_frame:
+            item["source"] = pictures[0]
         return item | ({"captions": file.captions} if len(file.captions) > 1 else {})
 
     def _fitting(self, video: Video) -> int:

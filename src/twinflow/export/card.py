@@ -10,7 +10,13 @@ from twinflow.export.stock import is_picture
 from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.exported import STEPS_KEY, UNSHIFTED, Exported
 
-VIDEO, EDIT, IMAGE = "text-to-video", "image-to-image", "text-to-image"
+# Names of tasks on the hub, by what is asked for (a source picture or none) and drawn (a clip or a picture).
+TASKS = {
+    (False, False): "text-to-image",
+    (True, False): "image-to-image",
+    (False, True): "text-to-video",
+    (True, True): "image-to-video",
+}
 
 
 def plain_call(call: dict[str, Any]) -> dict[str, Any]:
@@ -104,12 +110,11 @@ def _code(exported: Exported, opening: list[str], *, imports: str, edits: bool, 
 
 
 def _write(folder: str | Path, exported: Exported, code: str, how: str, *, edits: bool, video: bool) -> None:
-    task = EDIT if edits else VIDEO if video else IMAGE
     steps = "1 step" if exported.nfe == 1 else f"{exported.nfe} steps"
     (Path(folder) / "README.md").write_text(
         f"""---
 library_name: diffusers
-pipeline_tag: {task}
+pipeline_tag: {TASKS[edits, video]}
 tags: [twinflow, few-step, {exported.nfe}-step{", lora" if exported.kind == "lora" else ""}]
 license: other
 license_name: see-the-base-model

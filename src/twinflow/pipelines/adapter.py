@@ -15,14 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.pipelines.condition import NOISY, Condition
+from twinflow.pipelines.condition import NOISY, TAIL, Condition
 from twinflow.pipelines.geometry import Geometry, Size
 from twinflow.pipelines.single_frame import use_single_frames
 from twinflow.pipelines.watching import Stop, Watcher, run_stock
 from twinflow.pipelines.wiring import Wiring, discover
-
-# As NOISY is, the name of an entry of a condition that is no argument of the transformer.
-TAIL = "source_tokens"  # (B, tokens, channels) of source pictures, which follow the state
 
 
 class Adapter:
@@ -59,34 +56,42 @@ class Adapter:
         if noisy is not None:
             time = torch.where(noisy.bool(), time[:, None], torch.full_like(time, wiring.offset)[:, None])
         arguments[wiring.time] = time
-        arguments[wiring.state] = wiring.argument_of(
-            state if tail is None else torch.cat([state, tail], dim=1)
-        )
-        return wiring.velocity_of(network(**arguments, **self._plain_output), like=state)
+        if tail is not None:
+            assert wiring.tail_axis is not None
+            state = torch.cat([state, tail], dim=wiring.tail_axis)
+        arguments[wiring.state] = wiring.argument_of(state)
+        return wiring.velocity_of(network(**arguments, **self._plain_output), like=x_t)
 
     # Conditions
 
     @torch.no_grad()
     def encode_prompts(
-        self, prompts: Sequence[str], *, images: Sequence[Image.Image] | None = None
+        self, prompts: Sequence[str], *, images: Sequence[Image.Image] | None = None, size: Size | None = None
     ) -> Condition:
-        """Conditions of ``prompts``, with the source picture of each where the pipeline edits."""
+        """Conditions of ``prompts``, with the source picture of each where the pipeline edits.
+
+        ``size`` of what is drawn matters where sources are brought to it (:attr:`Wiring.source_has_size`).
+        """
         if images is not None and len(images) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many source images, got {len(images)}")
         if images is None and not self.wiring.one_prompt_a_call:
-            return self._encode(list(prompts))
+            return self._encode(list(prompts), size=size)
         sources: Sequence[Any] = images or [None] * len(prompts)
         return Condition.concat(
-            [self._encode([prompt], image=image) for prompt, image in zip(prompts, sources, strict=True)]
+            [self._encode([prompt], image, size) for prompt, image in zip(prompts, sources, strict=True)]
         )
 
-    def _encode(self, prompts: list[str], image: Image.Image | None = None) -> Condition:
+    def _encode(
+        self, prompts: list[str], image: Image.Image | None = None, size: Size | None = None
+    ) -> Condition:
         """What the stock pipeline conditions its first network call on."""
         call = dict(self.wiring.call)
+        if size is not None and self.wiring.source_has_size:
+            call |= size.arguments()
         if image is not None:
             if "image" not in inspect.signature(type(self.pipe).__call__).parameters:
                 raise TwinflowError(f"{type(self.pipe).__name__} takes no source image: it does not edit")
-            if not self.wiring.state_has_tail:  # FLUX.2 draws without one as well
+            if self.wiring.tail_axis is None:  # FLUX.2 draws without one as well
                 raise TwinflowError(
                     f"{type(self.pipe).__name__} was opened without a source picture, and draws: to edit, open it with "
                     "one of the size to train at, call={'image': …} (in a recipe, model.call.image: FILE)"
@@ -107,8 +112,9 @@ class Adapter:
                 tensors[name] = arguments.pop(name).detach()
             elif isinstance(value, list):
                 lists[name] = list(arguments.pop(name))
-        if wiring.state_has_tail:
-            tensors[TAIL] = state[:, wiring.state_shape[0] :].detach()
+        if wiring.tail_axis is not None:
+            own = wiring.state_shape[wiring.tail_axis - 1]
+            tensors[TAIL] = state.narrow(wiring.tail_axis, own, state.shape[wiring.tail_axis] - own).detach()
         if wiring.time_per_token:
             tensors[NOISY] = wiring.noisy(time)
         return Condition(tensors=tensors, lists=lists, shared=arguments)

@@ -56,8 +56,7 @@ class AnyStepPipeline:
         if target_time and not tt.has_target_time(pipe.transformer):
             path = self.adapter.wiring.time_path
             tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)
-        # The words that the model was trained on, if they are known to be all: prompts are checked against them.
-        self.words: list[str] | None = None
+        self.words: list[str] | None = None  # that the model was trained on, if they are known to be all
         self.network = AnyStepNetwork(pipe.transformer, self.adapter)
         self.lora: LoraSettings | None = None  # of the adapter on the transformer, if there is one
         self.base: str | None = checkpoint.base_name(name) if name else None  # where the weights came from
@@ -79,13 +78,13 @@ class AnyStepPipeline:
     ) -> AnyStepPipeline:
         """Load a stock diffusers folder, one of :meth:`save_pretrained`, either on the hub, or "shapeworld-tiny".
 
-        With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights):
-        the network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments
-        of the stock pipeline's call besides the prompt, such as ``{"height": 512, "width": 512}``: the size that
-        the pipeline is opened for. ``base``: of a LoRA's folder, what to put it on instead of the base that it
-        names. ``quantize``: keep the weights in "int8" or "nf4", to train a LoRA on them. ``together``: processes
-        that open it at the same time, to divide the weights of its transformer, of which one alone reads them. Only
-        safetensors are read. Raises :class:`TwinflowError` for anything that is not such a pipeline.
+        With ``target_time`` the branch for ``r`` is attached (untrained unless the folder brings its weights): the
+        network's function is unchanged. Such a folder also says its own ``fake_time``. ``call``: arguments of the
+        stock pipeline's call besides the prompt, such as ``{"height": 512, "width": 512}``: the size that it is
+        opened for. ``base``: of a LoRA's folder, what to put it on instead of the base that it names. ``quantize``:
+        keep the weights in "int8" or "nf4", to train a LoRA on them. ``together``: processes that open it at the same
+        time, to divide the weights of its transformer, of which one alone reads them. Only safetensors are read.
+        Raises :class:`TwinflowError` for anything that is not such a pipeline.
         """
         folder = Path(locate(path_or_id))
         ours = checkpoint.with_our_files(folder)
@@ -99,9 +98,7 @@ class AnyStepPipeline:
         if manifest.adapter is not None:
             source = base if base is not None else manifest.adapter.base
             if source is None:
-                raise TwinflowError(
-                    f"{folder} is a LoRA that names no base: give the pipeline to put it on, base="
-                )
+                raise TwinflowError(f"{folder} is a LoRA that names no base: give its pipeline, base=")
             common |= {"quantize": quantize, "dtype": dtype, "device": device}
             try:
                 self = cls.from_pretrained(source, target_time=target_time, fake_time=fake_time, **common)
@@ -144,8 +141,8 @@ class AnyStepPipeline:
 
     @property
     def edits(self) -> bool:
-        """Whether every prompt comes with a source picture, whose tokens the network sees."""
-        return self.adapter.wiring.state_has_tail
+        """Whether every prompt comes with a source picture that the network sees: to edit, or to set in motion."""
+        return self.adapter.wiring.tail_axis is not None
 
     @property
     def guidance_is_an_input(self) -> bool:
@@ -171,18 +168,22 @@ class AnyStepPipeline:
         return network
 
     def encode_prompts(
-        self, prompts: Sequence[str], *, images: Sequence[Image.Image] | None = None
+        self, prompts: Sequence[str], *, images: Sequence[Image.Image] | None = None, size: Size | None = None
     ) -> Condition:
-        """Conditions of ``prompts``; where the pipeline edits, with the source picture ``images`` of each."""
-        return self.adapter.encode_prompts(prompts, images=images)
+        """Conditions of ``prompts``, with the source picture of each where the pipeline :attr:`edits`. ``size``: that
+        of what is drawn, if it is another than the pipeline was opened with; :meth:`at_size` completes it."""
+        return self.adapter.encode_prompts(prompts, images=images, size=size)
+
+    def shape_at(self, size: Size | None) -> tuple[int, ...]:
+        """Shape of the latents of one picture, or clip, of this size; None is that of :attr:`latent_shape`."""
+        return self.adapter.geometry(size).state_shape if size else self.latent_shape
 
     def at_size(self, cond: Condition, size: Size | None) -> Condition:
         """``cond`` for pictures of another size than the pipeline was opened with."""
         return self.adapter.at_size(cond, size)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """States (B, …) of ``pixels`` (B, 3, H, W), or of clips (B, 3, T, H, W), in [-1, 1], of any size that the
-        model accepts."""
+        """States (B, …) of ``pixels`` (B, 3, H, W), or clips (B, 3, T, H, W), in [-1, 1], of any possible size."""
         return self.adapter.encode_images(pixels)
 
     def decode(self, latents: Tensor, *, size: Size | None = None) -> Tensor:
@@ -196,13 +197,12 @@ class AnyStepPipeline:
         next; or ``seeds``, one for each. The same seed gives the same picture in any batch. ``size``: height and
         width in pixels, and for clips the number of frames; by default that of the call that the pipeline was
         opened with. ``images``: the source picture of each prompt, where the pipeline edits.
-        ``num_images_per_prompt``; ``batch_size``: how many are drawn together. ``output_type``: "pil", "pt", "np"
-        or "latent". ``callback(number, step)`` after each step, with the
-        :class:`twinflow.sampling.sampler.SamplingStep`.
+        ``num_images_per_prompt``; ``batch_size``: how many are drawn together. ``output_type``: "pil", "pt", "np" or
+        "latent". ``callback(number, step)`` after each step, with the :class:`twinflow.sampling.sampler.SamplingStep`.
 
-        ``guidance`` above 1 is classifier-free guidance against ``negative_prompt`` (two evaluations a step),
-        for models that TwinFlow did not train. ``style``, ``settings``, ``generator`` and single settings are
-        those of :func:`twinflow.sampling.sample`.
+        ``guidance`` above 1 is classifier-free guidance against ``negative_prompt`` (two evaluations a step), for
+        models that TwinFlow did not train. ``style``, ``settings``, ``generator`` and single settings are those of
+        :func:`twinflow.sampling.sample`.
 
         Raises ``ValueError`` with the value and the remedy, before anything runs.
 
@@ -223,16 +223,13 @@ class AnyStepPipeline:
         """
         settings = settings or LoraSettings()
         if self.lora is not None:
-            if self.lora != settings:
-                raise TwinflowError(
-                    f"this pipeline has a LoRA with other settings: {self.lora}, not {settings}. Use those, or "
-                    "merge it first (merge_lora)"
-                )
-            return
-        if settings.targets is None:
-            targets = reach.default_targets(self)
-        else:
-            targets = reach.chosen_targets(self, settings.targets)
+            if self.lora == settings:
+                return
+            raise TwinflowError(
+                f"this pipeline has a LoRA with other settings: {self.lora}, not {settings}. Use those, or merge it "
+                "first (merge_lora)"
+            )
+        targets = reach.lora_targets(self, settings.targets)
         lora.attach_lora(self.pipe.transformer, settings, targets=targets)
         self.lora = settings
 
@@ -273,19 +270,20 @@ class AnyStepPipeline:
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep the activations of block borders alone, and compute the others again in the backward pass."""
+        transformer = self.pipe.transformer
         try:
-            self.pipe.transformer.enable_gradient_checkpointing()
+            transformer.enable_gradient_checkpointing()
         except (ValueError, AttributeError) as error:
             raise TwinflowError(
-                f"{type(self.pipe.transformer).__name__} has no gradient checkpointing: {error}"
+                f"{type(transformer).__name__} has no gradient checkpointing: {error}"
             ) from error
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a lossless any-step checkpoint.
 
-        Without a LoRA, a stock pipeline folder, the branch beside it, and a small JSON: the folder loads with
-        diffusers alone too, as the network at r = t. With one, the adapter, the branch and that JSON, which names
-        the base: ``merged().save_pretrained(…)`` writes a whole pipeline instead.
+        Without a LoRA, a stock pipeline folder, the branch beside it, and a small JSON: the folder loads with diffusers
+        alone too, as the network at r = t. With one, the adapter, the branch and that JSON, which names the base:
+        ``merged().save_pretrained(…)`` writes a whole pipeline instead.
         """
         transformer = self.pipe.transformer
         if self.exported is not None and self.exported.kind == "slim":

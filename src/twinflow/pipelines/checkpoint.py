@@ -95,18 +95,31 @@ class Manifest:
 
 def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> Any:
     """The diffusers pipeline of a folder or hub id, with ``parts`` that are there; only safetensors are read."""
-    from diffusers import DiffusionPipeline
-
     folder = Path(path_or_id)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
     try:
-        return DiffusionPipeline.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
+        kind = _pipeline_class(str(path_or_id))
+        return kind.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
     except TwinflowError:
         raise
     except Exception as error:  # of files, of what is in them, of the hub's client and its network
         what = "a folder that diffusers can load" if folder.is_dir() else "a folder or a model on the hub"
         raise TwinflowError(f"{path_or_id} is not {what}: {error}") from error
+
+
+def _pipeline_class(path_or_id: str) -> Any:
+    """The class that the index names. Its base class would open it too, but load what is given where a class can do
+    without it: the transformer of Wan, the image encoder of its image-to-video.
+    """
+    import diffusers
+
+    try:
+        name = diffusers.DiffusionPipeline.load_config(path_or_id)["_class_name"]
+    except Exception:  # opening it says what is wrong
+        name = None
+    known = isinstance(name, str) and hasattr(diffusers, name)
+    return getattr(diffusers, str(name)) if known else diffusers.DiffusionPipeline
 
 
 def with_our_files(path_or_id: str | Path) -> Path:

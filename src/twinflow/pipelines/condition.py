@@ -16,6 +16,8 @@ TOKENS = "encoder_hidden_states"
 MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
 # No argument of the transformer: (B, tokens) true where a token's time is t, false where it is 0.
 NOISY = "noisy_tokens"
+# Nor is this: (B, …) what the transformer sees of source pictures, after the state: tokens, or channels of its size.
+TAIL = "source_tokens"
 
 
 @dataclass(frozen=True)

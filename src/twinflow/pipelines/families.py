@@ -30,8 +30,8 @@ class FoldedStableDiffusion3(Adapter):
         if self.folds:
             pipe.transformer.set_attn_processor(FoldedPaddingAttention())
 
-    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
-        cond = super()._encode(prompts, image)
+    def _encode(self, prompts: list[str], image: Any = None, size: Any = None) -> Condition:
+        cond = super()._encode(prompts, image, size)
         if not getattr(self, "folds", False):
             return cond
         tokens = cond.tensors[TOKENS]
@@ -51,8 +51,8 @@ class MeanOfTokens(Adapter):
     Its own template leaves a token of every prompt, the empty one too; with another one stock diffusers makes NaN.
     """
 
-    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
-        cond = super()._encode(prompts, image)
+    def _encode(self, prompts: list[str], image: Any = None, size: Any = None) -> Condition:
+        cond = super()._encode(prompts, image, size)
         mask = cond.tensors.get(TOKENS_MASK)
         if mask is not None:
             for prompt, known in zip(prompts, mask.bool().any(dim=1).tolist(), strict=True):
@@ -71,12 +71,12 @@ class PlainEmptyPrompt(Adapter):
     guidance compares with. An empty prompt is encoded as the latter is.
     """
 
-    def _encode(self, prompts: list[str], image: Any = None) -> Condition:
+    def _encode(self, prompts: list[str], image: Any = None, size: Any = None) -> Condition:
         if all(prompt.strip() for prompt in prompts):
-            return super()._encode(prompts, image)
+            return super()._encode(prompts, image, size)
         return Condition.concat(
             [
-                super(PlainEmptyPrompt, self)._encode([p], image) if p.strip() else self._negative()
+                super(PlainEmptyPrompt, self)._encode([p], image, size) if p.strip() else self._negative()
                 for p in prompts
             ]
         )

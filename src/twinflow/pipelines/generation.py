@@ -148,21 +148,21 @@ def generate(
         )
     if pipe.edits and request.sources is None:
         raise ValueError(
-            f"{type(pipe.pipe).__name__} edits pictures: give the source of each prompt, images=[…]"
+            f"{type(pipe.pipe).__name__} edits pictures, or sets them in motion: give the source of each prompt, "
+            "images=[…]"
         )
     size = Size(*size) if isinstance(size, tuple) else size
     if size is not None:
         _ = pipe.adapter.geometry(size).codec  # its error belongs here, too
-    shape = pipe.adapter.geometry(size).state_shape if size else pipe.latent_shape
     latents, pixels = [], []
     for rows in request.batches():
-        cond, uncond = _conditions(pipe, request, rows, negative_prompt if resolved.guided else None)
+        cond, uncond = _conditions(pipe, request, rows, negative_prompt if resolved.guided else None, size)
         steps = sampling_steps(
             pipe.field,
-            seeded_noise(shape, request.seeds[rows]).to(pipe.device),
-            pipe.at_size(cond, size),
+            seeded_noise(pipe.shape_at(size), request.seeds[rows]).to(pipe.device),
+            cond,
             nfe=nfe,
-            uncond=None if uncond is None else pipe.at_size(uncond, size),
+            uncond=uncond,
             settings=resolved,
             generator=generator[rows] if isinstance(generator, Sequence) else generator,
         )
@@ -181,18 +181,21 @@ def generate(
 
 
 def _conditions(
-    pipe: AnyStepPipeline, request: Request, rows: slice, negative: str | None
+    pipe: AnyStepPipeline, request: Request, rows: slice, negative: str | None, size: Size | None
 ) -> tuple[Any, Any]:
     """Of the rows, and without their prompts where ``negative`` stands in for them."""
+
+    def encoded(prompts: list[str], sources: list[Image.Image] | None) -> Any:
+        return pipe.at_size(pipe.encode_prompts(prompts, images=sources, size=size), size)
+
     prompts = request.prompts[rows]
     if request.sources is None:
-        return pipe.encode_prompts(prompts), None if negative is None else pipe.encode_prompts([negative])
+        return encoded(prompts, None), None if negative is None else encoded([negative], None)
     sources = request.sources[rows]
-    cond = pipe.encode_prompts(prompts, images=sources)
+    cond = encoded(prompts, sources)
     if negative is None:
         return cond, None
-    uncond = [pipe.encode_prompts([negative], images=[source]) for source in sources]
-    return cond, concat_rows(uncond)
+    return cond, concat_rows([encoded([negative], [source]) for source in sources])
 
 
 def _in_form(pixels: Tensor, form: OutputType) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.pipelines.condition import NOISY, Condition, same
+from twinflow.pipelines.condition import NOISY, TAIL, Condition, same
 from twinflow.pipelines.latents import LatentCodec, find_codec
 from twinflow.pipelines.watching import Watcher, run_stock
 from twinflow.pipelines.wiring import PROMPTS, Wiring, refusal
@@ -105,17 +105,32 @@ class Geometry:
                 lists[name] = [self._sized(entry, value[0]) for entry in cond.lists[name]]
             elif name in shared:
                 shared[name] = self._before_tail(value, shared[name], like=like, axis=0)
+        if self.wiring.source_has_size:
+            self._check_source(tensors[TAIL])
         if NOISY in tensors:  # read off the times, of which there are as many as tokens
             noisy = self.wiring.noisy(self.arguments[self.wiring.time])[:1]
             tensors[NOISY] = noisy.expand(len(cond), -1)
         return Condition(tensors=tensors, lists=lists, shared=shared)
+
+    def _check_source(self, tail: Tensor) -> None:
+        """Whether the sources' channels (B, …) are of this size: they can't be made of those of another."""
+        axis = self.wiring.tail_axis or 0
+        given, own = [*tail.shape[1:]], [*self.state_shape]
+        given[axis - 1] = own[axis - 1]
+        if given != own:
+            raise ValueError(
+                f"the source pictures were encoded for states of {tuple(given)}, and {type(self.pipe).__name__} draws "
+                f"this size from {tuple(own)}: give the size when they are encoded, encode_prompts(…, size=…)"
+            )
 
     def _before_tail(self, value: Any, former: Any, *, like: Geometry, axis: int) -> Any:
         """``value``; of what has an entry for each token (FLUX.2's positions), those of the row's own source picture
         stay as they are in ``former``, of the size of ``like``.
         """
         state = self.arguments[self.wiring.state]
-        if not (self.wiring.state_has_tail and isinstance(value, Tensor) and value.dim() > axis):
+        if self.wiring.tail_axis is None or self.wiring.source_has_size:
+            return value
+        if not isinstance(value, Tensor) or value.dim() <= axis:
             return value
         if value.shape[axis] != state.shape[1]:
             return value

@@ -82,6 +82,11 @@ def watch(pipe: AnyStepPipeline) -> Reach:
     return Reach(runs=runs, nodes=nodes, moving=moving)
 
 
+def lora_targets(pipe: AnyStepPipeline, wanted: tuple[str, ...] | None) -> list[str]:
+    """Names of the layers that a LoRA is put on: those that are ``wanted``, or the default ones."""
+    return default_targets(pipe) if wanted is None else chosen_targets(pipe, wanted)
+
+
 def default_targets(pipe: AnyStepPipeline) -> list[str]:
     """Names of the layers that a LoRA is put on: the Linears of repeated blocks that work on tokens and have an
     effect, which are those of attention and feed-forward, and those of the time MLP (not of its branch)."""

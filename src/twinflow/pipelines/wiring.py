@@ -31,7 +31,8 @@ class Wiring:
 
     state: str  # argument that carries x_t
     state_is_list: bool  # one tensor a row
-    state_has_tail: bool  # tokens of a source picture follow those of x_t
+    # The axis along which a source picture follows x_t: its tokens, or its channels. None: there is no source.
+    tail_axis: int | None
     state_shape: tuple[int, ...]  # of one row of x_t, as the scheduler sees it
     argument_shape: tuple[int, ...]  # of one row, as the transformer gets it
     time: str
@@ -47,12 +48,17 @@ class Wiring:
 
     def argument_of(self, state: Tensor) -> Any:
         """The state (B, …) as the transformer takes it."""
-        if not self.state_has_tail:
+        if self.tail_axis is None:
             for axis, length in enumerate(self.argument_shape):
                 # Z-Image: a frame axis that the scheduler does not see.
                 if length == 1 and len(self.argument_shape) > state.dim() - 1:
                     state = state.unsqueeze(axis + 1)
         return list(state.unbind()) if self.state_is_list else state
+
+    @property
+    def source_has_size(self) -> bool:
+        """Whether what the network sees of a source picture is of the size of what is drawn: channels, not tokens."""
+        return self.tail_axis is not None and (self.tail_axis, len(self.state_shape)) != (1, 2)
 
     def noisy(self, times: Tensor) -> Tensor:
         """Which tokens of the times (B, tokens) in a first call, at t = 1, are noise."""
@@ -61,7 +67,8 @@ class Wiring:
     def velocity_of(self, output: Any, *, like: Tensor) -> Tensor:
         """Velocity, of the shape of the state ``like`` (B, …), of what the transformer returned."""
         value = stacked(first(output))
-        value = value[:, : like.shape[1]] if self.state_has_tail else value.reshape(like.shape)
+        axis = self.tail_axis
+        value = value.reshape(like.shape) if axis is None else value.narrow(axis, 0, like.shape[axis])
         return self.sign * value
 
 
@@ -94,6 +101,8 @@ def discover(pipe: Any, *, call: Mapping[str, Any] | None = None) -> Wiring:
 def refusal(pipe: Any, call: dict[str, Any], error: Exception) -> str:
     """What to say when a pipeline does not accept a call."""
     said = f"{type(pipe).__name__} refuses the call {call}: {type(error).__name__}: {error}"
+    if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        return f"{said}\na package of that name is not installed, which this pipeline needs: pip install {error.name}"
     if "image" in inspect.signature(type(pipe).__call__).parameters and "image" not in call:
         return (
             f"{said}\nit may need a source picture: give one of the size to train at, call={{'image': …}} "
@@ -164,7 +173,7 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
     calls, steps = watcher.calls, watcher.steps
     if len(calls) != len(steps):
         raise _NotFound(f"it makes {len(calls)} network calls in {len(steps)} steps, expected one a step")
-    state, has_tail = _find_state(calls[0], steps[0])
+    state, tail_axis = _find_state(calls[0], steps[0])
     time, offset, slope = _find_time(calls, steps, state=state)
     sample, arguments = steps[0].sample, calls[0].arguments
     rows = tuple(
@@ -175,7 +184,7 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
     wiring = Wiring(
         state=state,
         state_is_list=isinstance(arguments[state], (list, tuple)),
-        state_has_tail=has_tail,
+        tail_axis=tail_axis,
         state_shape=tuple(sample.shape[1:]),
         argument_shape=tuple(stacked(arguments[state]).shape[1:]),
         time=time,
@@ -206,19 +215,22 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
     return Wiring(**{**wiring.__dict__, "sign": -sign if backwards else sign, "backwards": backwards})
 
 
-def _find_state(call: NetworkCall, step: SchedulerStep) -> tuple[str, bool]:
-    """The argument that carries the scheduler's sample, and whether other tokens follow it."""
+def _find_state(call: NetworkCall, step: SchedulerStep) -> tuple[str, int | None]:
+    """The argument that carries the scheduler's sample, and the axis along which something else follows it."""
     sample = step.sample.float()
     for name, value in call.arguments.items():
         tensor = stacked(value)
         if tensor is None or not tensor.is_floating_point():
             continue
         if tensor.numel() == sample.numel() and _close(tensor.reshape(sample.shape), sample):
-            return name, False
-        tokens = sample.shape[1]
-        longer = tensor.dim() == sample.dim() == 3 and tensor.shape[1] > tokens
-        if longer and tensor.shape[::2] == sample.shape[::2] and _close(tensor[:, :tokens], sample):
-            return name, True
+            return name, None
+        if tensor.dim() != sample.dim():
+            continue
+        longer = [axis for axis, length in enumerate(sample.shape) if tensor.shape[axis] > length]
+        if len(longer) == 1 and longer[0] > 0:
+            head = tensor.narrow(longer[0], 0, sample.shape[longer[0]])
+            if head.shape == sample.shape and _close(head, sample):
+                return name, longer[0]
     raise _NotFound(
         f"none of its transformer's arguments ({', '.join(call.arguments)}) equals the scheduler's sample of "
         f"shape {tuple(sample.shape)}"

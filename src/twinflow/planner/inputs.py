@@ -7,7 +7,7 @@ Which form the state has (tokens, a picture, a clip, a list) is found by trying.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
@@ -21,6 +21,7 @@ from twinflow.planner.network import FakeNetwork, quiet
 # Names in configurations for the width of a text token, the one that counts first where there are two.
 _TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
 _STATES, _TIMES = ("hidden_states", "x"), ("timestep", "t")
+_IMAGE_TOKENS = 257  # that CLIP makes of the source picture, for Wan's image-to-video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,13 @@ class Call:
     latents: Latents
     text_tokens: int
     patch: int  # latent pixels a side that a token packs, where the pipeline packs them
+    beside: int = 0  # channels of a source picture, which follow those of the state
 
     @classmethod
     def find(cls, network: FakeNetwork, latents: Latents, *, text_tokens: int) -> Call:
         """The form in which ``network`` runs. :class:`TwinflowError` with what each form led to."""
         reasons = []
-        for form, (shape, patch) in _forms(network, latents).items():
+        for beside, form, (shape, patch) in _forms(network, latents):
             call = cls(
                 network=network,
                 form=form,
@@ -61,6 +63,7 @@ class Call:
                 latents=latents,
                 text_tokens=text_tokens,
                 patch=patch,
+                beside=beside,
             )
             try:
                 with network.mode, torch.no_grad(), quiet():
@@ -163,6 +166,10 @@ class Call:
 
         def state() -> Any:
             made = torch.randn(rows, *self.state_shape, dtype=dtype, requires_grad=gradient)
+            if self.beside:
+                axis = 2 if self.form == "tokens" else 1
+                shape = [self.beside if k == axis else length for k, length in enumerate(made.shape)]
+                made = torch.cat([made, torch.randn(shape, dtype=dtype)], dim=axis)
             return list(made.unbind()) if self.form == "list" else made
 
         def text() -> Tensor:
@@ -186,6 +193,10 @@ class Call:
         if config.get("pooled_projection_dim"):
             makers["pooled_projections"] = lambda: torch.randn(
                 rows, config["pooled_projection_dim"], dtype=dtype
+            )
+        if config.get("image_dim"):
+            makers["encoder_hidden_states_image"] = lambda: torch.randn(
+                rows, _IMAGE_TOKENS, config["image_dim"], dtype=dtype
             )
         if config.get("guidance_embeds"):
             makers["guidance"] = lambda: torch.ones(rows)
@@ -212,9 +223,16 @@ def network_patch(config: Any) -> tuple[int, int]:
     return int(config.get("patch_size_t") or 1), int(size)
 
 
-def _forms(network: FakeNetwork, latents: Latents) -> dict[str, tuple[tuple[int, ...], int]]:
+def _forms(network: FakeNetwork, latents: Latents) -> Iterator[tuple[int, str, tuple[tuple[int, ...], int]]]:
+    """What may be: channels of a source picture, the form's name, and its shapes as in :func:`_shapes`."""
+    known, drawn = int(network.config["in_channels"]), network.config.get("out_channels")
+    for channels in dict.fromkeys((known, min(int(drawn or known), known))):
+        for form, shapes in _shapes(network, latents, channels).items():
+            yield known - channels, form, shapes
+
+
+def _shapes(network: FakeNetwork, latents: Latents, channels: int) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shapes of a row's state, and how many latent pixels a side a token packs, by the name of the form."""
-    channels = int(network.config["in_channels"])
     frames = latents.frames or 1
     plane = (latents.height, latents.width)
     forms: dict[str, tuple[tuple[int, ...], int]] = {}

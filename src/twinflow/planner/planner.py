@@ -84,9 +84,14 @@ class Planner:
         return self.call(replace(setup, lora=None, quantize=None, freeze=())).layers()
 
     def call(self, setup: Setup) -> Call:
-        network = self.network(setup)
+        plain = self._call(setup, height=setup.height)
+        if not setup.edits or plain.beside:  # channels of a source bring no tokens
+            return plain
         # A source picture brings as many tokens again: to the transformer it is as if the picture were twice as high.
-        height = setup.height * (2 if setup.edits else 1)
+        return self._call(setup, height=2 * setup.height)
+
+    def _call(self, setup: Setup, *, height: int) -> Call:
+        network = self.network(setup)
         latents = self.backbone.compression.latents(height=height, width=setup.width, frames=setup.frames)
         key = (id(network), latents, setup.text_tokens)
         if key not in self._calls:

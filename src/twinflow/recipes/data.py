@@ -138,6 +138,8 @@ class VideoData(PictureData):
     clips: AtLeastOne | None = (
         1  # at most so many of each video, one after another; null: as many as there are
     )
+    # first_frame: the source picture of a model that sets pictures in motion is the first frame of the clip
+    source: Literal["first_frame"] | None = None
 
 
 class PromptsData(DataSection):
