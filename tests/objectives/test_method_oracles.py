@@ -246,9 +246,9 @@ def test_sana_sprint() -> None:
             field, x, cond, uncond=uncond, teacher=teacher, networks=networks, generator=seeded()
         )
         g = seeded()
-        t, u = (oracle.logit_normal(ROWS, g, 0.2, 1.6) for _ in range(2))
+        t, u = (oracle.log_normal(ROWS, g, 0.2, 1.6) for _ in range(2))
         u = torch.where(oracle.rand(ROWS, g) < 0.5, torch.ones_like(u), u)
-        tau = oracle.logit_normal(ROWS, g, -0.6, 1.0)
+        tau = oracle.log_normal(ROWS, g, -0.6, 1.0)
         z, z_u, z_fake, z_real = (oracle.noise(x, g) for _ in range(4))
         sample = oracle.sample_from(field, oracle.col(u) * z_u + (1 - oracle.col(u)) * x, u, cond)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from twinflow.objectives import TimeDistribution
+from twinflow.objectives.times import log_normal_noise
 
 from .toys import seeded
 
@@ -39,6 +40,17 @@ def test_uniform_logit_normal_shift_and_scale() -> None:
     assert below.item() == pytest.approx(0.5, abs=error)
     assert draw(scale=0.25).max().item() <= 0.25
     assert draw(scale=0.25).mean().item() == pytest.approx(0.125, abs=error)
+
+
+def test_log_normal_noise_is_arctan_of_noise_over_the_datas_deviation() -> None:
+    """The median of N(m, 1.4²) is m: there sigma = e^m, and TrigFlow's time is arctan(sigma / 0.5)."""
+    time = log_normal_noise(-1.0, 1.4)
+    s = math.atan(math.exp(-1.0) / 0.5)
+    assert time.std == 1.4
+    assert 1 / (1 + math.exp(-time.mean)) == pytest.approx(math.sin(s) / (math.sin(s) + math.cos(s)))
+    assert log_normal_noise(0.3, 1.0, deviation=1.0) == TimeDistribution(
+        kind="logit_normal", mean=0.3, std=1.0
+    )
 
 
 def test_the_same_generator_gives_the_same_times() -> None:

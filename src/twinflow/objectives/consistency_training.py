@@ -4,7 +4,8 @@
     L = E[ lambda d( f(x_t, t), sg f(x_s, s) ) ],   s < t neighbours on a grid      (2310.14189, eq. 4 and 6)
 
 with x_t and x_s on the path of one picture and one noise. On the linear flow (1 - t, t) that path is, up to the
-factor 1 - t, that of the papers with the noise level sigma = t / (1 - t), and f is bounded at t = 0 by itself.
+factor 1 - t, that of the papers with the noise level sigma = sigma_d t / (1 - t), and f is bounded at t = 0 by
+itself. The papers' data has the deviation sigma_d = 0.5, latents have 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from twinflow.objectives.networks import NetworkSpec, named
 from twinflow.objectives.objective import Field, Objective, RowLog, Step, role_means, send, working_dtype
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.randomness import RandomSource
-from twinflow.objectives.times import TimeDistribution
+from twinflow.objectives.times import TimeDistribution, log_normal_noise
 
 
 @dataclass(kw_only=True)
@@ -34,18 +35,17 @@ class ConsistencyTraining(Objective):
     ``start_intervals``, ``final_intervals``: the grid's number of intervals of [0, 1] doubles from the one to
     the other in equal parts of the run. Few: a quick start with much bias; many: no bias, but the gradients'
     noise grows. ``time``: where on the path; an interval is drawn with the mass that it has here. The paper's
-    log-normal sigma is a logit-normal t. More mass near t = 1 favours one-step samples. ``huber_c``: below
-    it the distance is square, above it linear, in the norm of the whole row; ``None`` is the paper's
-    0.00054 sqrt(D) for D numbers a row. ``weighting``: ``"inverse_gap"``, 1 / (t - s), or ``"none"``.
+    log-normal sigma is a logit-normal t, see :func:`log_normal_noise`. More mass near t = 1 favours one-step
+    samples. ``huber_c``: below it the distance is square, above it linear, in the norm of the whole row;
+    ``None`` is the paper's 0.00054 sqrt(D) for D numbers a row. ``weighting``: ``"inverse_gap"``, 1 / (t - s),
+    or ``"none"``. The paper's gaps, and its grid, are those of sigma, which weigh high noise less.
     ``target_decay``: the smaller time is judged by the average of the student with this decay; 0, the student
     itself, is what the paper found best.
     """
 
     start_intervals: int = 10
     final_intervals: int = 1280
-    time: TimeDistribution | Mapping[str, Any] = field(
-        default_factory=lambda: TimeDistribution(kind="logit_normal", mean=-1.1, std=2.0)
-    )
+    time: TimeDistribution | Mapping[str, Any] = field(default_factory=lambda: log_normal_noise(-1.1, 2.0))
     huber_c: float | None = None
     weighting: Literal["inverse_gap", "none"] = "inverse_gap"
     target_decay: float = 0.0

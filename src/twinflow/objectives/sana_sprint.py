@@ -26,7 +26,7 @@ from twinflow.objectives.objective import Field, Step, finish, send, working_dty
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.randomness import RandomSource
 from twinflow.objectives.scm import SCM
-from twinflow.objectives.times import TimeDistribution
+from twinflow.objectives.times import TimeDistribution, log_normal_noise
 
 
 @dataclass(kw_only=True)
@@ -39,15 +39,13 @@ class SanaSprint(SCM):
     where the paper draws it at random and shows it to the network. The heads have no spectral norm.
     """
 
-    time: TimeDistribution | Mapping[str, Any] = field(
-        default_factory=lambda: TimeDistribution(kind="logit_normal", mean=0.2, std=1.6)
-    )
+    time: TimeDistribution | Mapping[str, Any] = field(default_factory=lambda: log_normal_noise(0.2, 1.6))
     tangent_warmup: int = 4000
     prior_weighting: bool = True
     adversarial: float = 0.5
     max_time: float = 0.5
     judged_time: TimeDistribution | Mapping[str, Any] = field(
-        default_factory=lambda: TimeDistribution(kind="logit_normal", mean=-0.6, std=1.0)
+        default_factory=lambda: log_normal_noise(-0.6, 1.0)
     )
     head_width: int = 64
     discriminator_lr: float = 1.0

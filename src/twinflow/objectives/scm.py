@@ -29,7 +29,7 @@ from twinflow.objectives.objective import Field, Objective, RowLog, Step, role_m
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.randomness import RandomSource
 from twinflow.objectives.time_weight import TimeWeight
-from twinflow.objectives.times import TimeDistribution
+from twinflow.objectives.times import TimeDistribution, log_normal_noise
 from twinflow.objectives.trigflow import linear_state, linear_time, trig_state, trig_time, trig_velocity
 
 
@@ -39,8 +39,9 @@ class SCM(Objective):
 
     ``source``: ``"teacher"`` follows the frozen teacher's velocity (sCD), ``"data"`` that of the row's data
     (sCT), which needs no teacher and has more noise. ``guidance``: omega of ``v_c + omega (v_c - v_u)``, with a
-    teacher. ``time``: the paper's log-normal tan(s) is a logit-normal t. ``tangent_c``: c, below which norms
-    of the tangent are not normalised. ``tangent_warmup``: optimiser steps in which rho rises from 0 to 1.
+    teacher. ``time``: the paper's log-normal sigma_d tan(s), where sigma_d is 0.5, is a logit-normal t, see
+    :func:`log_normal_noise`. ``tangent_c``: c, below which norms of the tangent are not normalised.
+    ``tangent_warmup``: optimiser steps in which rho rises from 0 to 1.
     ``adaptive_weighting``: learn w, by a small network "weighting"; else w = 0. ``prior_weighting``: divide
     the squares by tan(s) besides (SANA-Sprint does). ``derivative``, ``delta``: how dF/ds is found, see
     :func:`directional_derivative`; delta is a length of the time s.
@@ -51,9 +52,7 @@ class SCM(Objective):
 
     source: Literal["teacher", "data"] = "teacher"
     guidance: float = 0.0
-    time: TimeDistribution | Mapping[str, Any] = field(
-        default_factory=lambda: TimeDistribution(kind="logit_normal", mean=-1.0, std=1.4)
-    )
+    time: TimeDistribution | Mapping[str, Any] = field(default_factory=lambda: log_normal_noise(-1.0, 1.4))
     tangent_c: float = 0.1
     tangent_warmup: int = 10_000
     adaptive_weighting: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -66,3 +67,12 @@ class TimeDistribution:
             t = torch.sigmoid(self.mean + self.std * normal)
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return t.clamp(0, 1) * self.scale
+
+
+def log_normal_noise(mean: float, std: float, *, deviation: float = 0.5) -> TimeDistribution:
+    """Times at which the noise level sigma is log-normal, e^N(``mean``, ``std``²), on data of ``deviation``.
+
+    So the papers that follow EDM (arXiv 2206.00364) write theirs, sCM's and SANA-Sprint's ``t = arctan(sigma /
+    sigma_d)`` too. What matters is the ratio of noise to data, t / (1 - t) here, where data has unit variance.
+    """
+    return TimeDistribution(kind="logit_normal", mean=mean - math.log(deviation), std=std)
