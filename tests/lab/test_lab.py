@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from twinflow.errors import TwinflowError
 from twinflow.lab import load_lab, run_lab
 from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
-from twinflow.lab.run import _same_method
+from twinflow.lab.run import _Comparison, _same_method
+from twinflow.lab.steps import probe_steps, steps_within
+from twinflow.objectives import DMD2, ProgressiveDistillation
 from twinflow.objectives.presets import preset
 
 from .outcomes import outcome
@@ -141,6 +144,80 @@ def test_ablations_start_from_the_setting_of_the_comparison_and_change_one_thing
         companions = {"no_fake": 1, "teacher_self": 1, "teacher_ema": 1, "image_free": 1}
         changed = [key for key in ours["objective"] if row["objective"][key] != ours["objective"][key]]
         assert len(changed) <= 1 + companions.get(name, 0), f"{name} changes {changed}"
+
+
+def test_a_diverged_run_is_not_taken_for_the_cost_of_a_whole_one() -> None:
+    whole, broken = outcome("dmd", 0, 0.9, peak=9.0), outcome("dmd", 1, None, peak=9.0)
+    broken.costs |= {"steps": 1, "flops": 1e11}
+    broken.per_image = {"forwards": 2.0, "backwards": 1.0}
+
+    def costs(*runs: Outcome) -> tuple[float, float, float]:
+        board = Leaderboard.of(outcome("base", 0, 0.8), runs, compared_with="dmd", facts={}, nfe=[1])
+        standing = board.standings[0]
+        return standing.costs["steps"], standing.costs["flops"], standing.per_image["forwards"]
+
+    assert costs(whole, broken) == (3, 1e12, 4.0)
+    assert costs(broken) == (1, 1e11, 2.0)  # there is no other
+
+
+def claim(file: Path) -> None:
+    _Comparison(load_lab(file), Console(quiet=True))._claim()
+
+
+def test_a_method_that_was_left_out_for_a_while_is_still_known(tmp_path: Path) -> None:
+    """Its outcomes lie in the folder: with other settings they would be taken for the new ones'."""
+    claim(comparison(tmp_path))
+    claim(comparison(tmp_path, methods={"twinflow": METHODS["twinflow"]}))
+    changed = METHODS | {"dmd2": {"objective": {"name": "dmd2"}}}
+    with pytest.raises(TwinflowError, match=r"holds another methods\.dmd2"):
+        claim(comparison(tmp_path, methods=changed))
+    claim(comparison(tmp_path))
+
+
+def test_the_first_seed_of_a_comparison_stays_the_first(tmp_path: Path) -> None:
+    """The search was made with it, and the pictures are its: seeds may be added behind it alone."""
+    claim(comparison(tmp_path, seeds=[0]))
+    claim(comparison(tmp_path, seeds=[0, 1]))
+    with pytest.raises(TwinflowError, match="first of its seeds is 0"):
+        claim(comparison(tmp_path, seeds=[1, 0]))
+
+
+def test_a_folder_of_a_version_with_fewer_keys_is_refused_with_a_word(tmp_path: Path) -> None:
+    claim(comparison(tmp_path))
+    file = tmp_path / "lab" / "lab.json"
+    former = json.loads(file.read_text())
+    former.pop("search")
+    file.write_text(json.dumps(former))
+    with pytest.raises(TwinflowError, match="holds another comparison: its search is None"):
+        claim(comparison(tmp_path))
+
+
+def test_what_the_search_chooses_no_method_may_set(tmp_path: Path) -> None:
+    """The search would replace it without a word."""
+    methods = {"twinflow": METHODS["twinflow"] | {"recipe": {"optimizer": {"lr": 1e-5}}}}
+    search = {"keys": {"optimizer.lr": [1e-4, 1e-3]}}
+    with pytest.raises(TwinflowError, match=r"methods\.twinflow.*optimizer\.lr.*search"):
+        load_lab(comparison(tmp_path, methods=methods, search=search))
+    load_lab(comparison(tmp_path, methods=methods))
+
+
+@pytest.mark.parametrize("amount", [40.0, 353.7, 5000.0])
+def test_a_budget_is_good_for_all_stages_whatever_their_costs(amount: float) -> None:
+    """The guided stage costs 1.4 of the others, and is a seventh of a run, but less of the few steps of a probe."""
+    objective = ProgressiveDistillation(start_steps=16, guidance=1.5)
+    cost = {"guided": 1.4, "student": 1.0}
+
+    def spent(steps: int) -> float:
+        return sum(cost[objective.begin(step, steps).name] for step in range(steps))
+
+    steps = steps_within(objective, cost, amount)
+    assert spent(steps) <= amount < spent(steps + 1)
+
+
+def test_a_probe_has_every_phase() -> None:
+    assert probe_steps(ProgressiveDistillation(start_steps=16, guidance=1.5)) == 12
+    assert probe_steps(DMD2()) == 12
+    assert probe_steps(DMD2(critic_steps=30)) == 48  # the student's turn is the 31st step
 
 
 def test_a_method_is_the_same_when_a_preset_names_its_settings() -> None:

@@ -29,10 +29,11 @@ class Standing:
     tasks: dict[str, float]
     diversity: float | None
     frechet: float | None
-    costs: dict[str, float]  # mean over runs, of a whole run
+    costs: dict[str, float]  # of a whole run: mean over those that did not diverge, or over all if all did
     per_image: dict[str, float]
     holdings: dict[str, int]
     memory_ratio: float | None  # peak memory against the method compared with
+    choice: dict[str, Any] = field(default_factory=dict)  # what the search chose
 
 
 @dataclass(kw_only=True)
@@ -162,7 +163,8 @@ def _standing(runs: Sequence[Outcome], nfe: int, *, base: float, reference: Sequ
     scores = [row.overall for _, row in good if row.overall is not None]
     diversities = [row.diversity for _, row in good if row.diversity is not None]
     overall = mean(scores) if scores else None
-    peak = mean(run.costs["peak_memory"] for run in runs)
+    whole = [run for run in runs if run.status == "finished"] or list(runs)
+    peak = mean(run.costs["peak_memory"] for run in whole)
     tasks = list(dict.fromkeys(task for _, row in good for task in row.tasks))
     return Standing(
         method=runs[0].method,
@@ -175,8 +177,9 @@ def _standing(runs: Sequence[Outcome], nfe: int, *, base: float, reference: Sequ
         tasks={task: mean(row.tasks[task] for _, row in good if task in row.tasks) for task in tasks},
         diversity=mean(diversities) if diversities else None,
         frechet=mean(run.frechet[str(nfe)] for run, _ in good) if good else None,
-        costs={key: mean(run.costs[key] for run in runs) for key in runs[0].costs},
-        per_image={key: mean(run.per_image[key] for run in runs) for key in runs[0].per_image},
+        costs={key: mean(run.costs[key] for run in whole) for key in whole[0].costs},
+        per_image={key: mean(run.per_image[key] for run in whole) for key in whole[0].per_image},
         holdings=runs[0].holdings,
         memory_ratio=peak / mean(reference) if reference else None,
+        choice=runs[0].choice,
     )

@@ -26,6 +26,7 @@ from twinflow.lab.leaderboard import Leaderboard
 from twinflow.lab.outcome import Outcome
 from twinflow.lab.page import leaderboard_page
 from twinflow.lab.settings import Lab
+from twinflow.lab.steps import probe_steps, steps_within
 from twinflow.launch import build_trainer
 from twinflow.recipes.objective import resolve_objective
 from twinflow.report import write_report
@@ -33,7 +34,6 @@ from twinflow.training import Trainer
 from twinflow.training.accountant import Accountant, Budget
 from twinflow.training.checkpoint import replace_text
 
-PROBE_STEPS = 12  # optimiser steps by which a method's cost a step is measured: two rounds of DMD2's phases
 REAL_PICTURES = 2000  # that generated ones are compared with
 REAL_SEED = 1_000_003  # of no training set
 
@@ -100,20 +100,26 @@ class _Comparison:
         file = self.folder / "lab.json"
         now = json.loads(json.dumps(self.lab.model_dump(mode="json")))
         former = json.loads(file.read_text()) if file.is_file() else now
-        # More methods and seeds may be added to a comparison.
+        # More methods and seeds may be added to a comparison. A former version may have had fewer keys.
         for key in now.keys() - {"methods", "seeds", "output"}:
-            if former[key] != now[key]:
+            if former.get(key) != now[key]:
                 raise TwinflowError(
-                    f"{self.folder} holds another comparison: its {key} is {former[key]}, and here it is "
+                    f"{self.folder} holds another comparison: its {key} is {former.get(key)}, and here it is "
                     f"{now[key]}. Choose another output"
                 )
+        if former["seeds"][0] != now["seeds"][0]:  # the search's, and that of the pictures
+            raise TwinflowError(
+                f"{self.folder} holds another comparison: the first of its seeds is {former['seeds'][0]}, and "
+                f"here it is {now['seeds'][0]}. Add seeds behind it, or choose another output"
+            )
         for name in former["methods"].keys() & now["methods"].keys():
             if not _same_method(former["methods"][name], now["methods"][name]):
                 raise TwinflowError(
                     f"{self.folder} holds another methods.{name}: choose another name or output"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(now, indent=1) + "\n")
+        known = now | {"methods": former["methods"] | now["methods"]}  # outcomes of those left out stay too
+        replace_text(file, json.dumps(known, indent=1) + "\n")
 
     def _facts(self) -> dict[str, Any]:
         budget = self.lab.budget
@@ -214,14 +220,22 @@ class _Comparison:
         file = folder / "steps.json"
         if file.is_file():
             return json.loads(file.read_text())["steps"]
+        objective = self.lab.recipe(
+            outcome.method, seed=0, steps=1, folder=folder, choice=outcome.choice
+        ).build_objective()
         recipe = self.lab.recipe(
-            outcome.method, seed=0, steps=PROBE_STEPS, folder=folder / "probe", choice=outcome.choice
+            outcome.method,
+            seed=0,
+            steps=probe_steps(objective),
+            folder=folder / "probe",
+            choice=outcome.choice,
         )
         quiet = {"checkpoint": recipe.checkpoint.model_copy(update={"every": 0})}
         accountant = self._train(outcome, recipe.model_copy(update=quiet), None)
         if outcome.status == "diverged":
             return None
-        steps = max(1, int(budget.amount * PROBE_STEPS / accountant.total(budget.unit)))
+        costs = {name: getattr(phase, budget.unit) / phase.steps for name, phase in accountant.phases.items()}
+        steps = steps_within(objective, costs, budget.amount)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps({"steps": steps, "probe": accountant.state_dict()}, indent=1) + "\n")
         return steps

@@ -79,6 +79,17 @@ class Lab(Section):
         return methods
 
     @model_validator(mode="after")
+    def _the_search_chooses_alone(self) -> Lab:
+        for name, method in self.methods.items():
+            own = OmegaConf.create({**method.recipe, "objective": method.objective})
+            for key in self.search.keys:
+                if OmegaConf.select(own, key) is not None:
+                    raise ValueError(
+                        f"methods.{name} sets {key}, which the search chooses: leave it out of one of them"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _every_run_is_possible(self) -> Lab:
         for name in self.methods:
             for choice in self.choices():
