@@ -121,6 +121,16 @@ def test_the_teacher_of_a_stage_is_the_student_of_the_last_one(tmp_path: Path) -
         assert all(torch.equal(teacher[key], wanted[key]) for key in teacher), step
 
 
+def test_a_run_that_is_made_longer_goes_on_with_its_last_stage(tmp_path: Path) -> None:
+    """By the longer run's own schedule it would be thrown back to two steps, which its teacher can't make."""
+    name = "progressive_distillation"
+    train(tmp_path, name, sections={"log": {"every": 1}})
+    train(tmp_path, name, sections={"log": {"every": 1}, "train": {"steps": 24}})
+    stages = [line["metric/stage_steps"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert stages[-12:] == [1.0] * 12
+    assert sorted(stages, reverse=True) == stages
+
+
 def test_a_copy_shares_what_is_not_trained() -> None:
     pipe = TinyPipeline()
     pipe.network.words.requires_grad_(False)

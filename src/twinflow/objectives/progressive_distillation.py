@@ -38,7 +38,8 @@ class ProgressiveDistillation(Objective):
     2210.03142). ``weighting``: of the squared error of x, ``"truncated_snr"``, max(SNR, 1), with
     SNR = ((1 - t) / t)², or ``"snr_plus_one"``, SNR + 1, both the paper's; ``"velocity"`` is plain squares of v.
 
-    The paper anneals the learning rate in each stage; here it follows the run's schedule.
+    The paper anneals the learning rate in each stage; here it follows the run's schedule. A run that is made
+    longer goes on with the stage that it is in: its teacher is that of this stage.
     """
 
     start_steps: int = 32
@@ -48,6 +49,7 @@ class ProgressiveDistillation(Objective):
     weighting: Literal["truncated_snr", "snr_plus_one", "velocity"] = "truncated_snr"
 
     def __post_init__(self) -> None:
+        self._reached = 0  # stage of the checkpoint that this run was resumed from
         ratio = self.start_steps / max(self.final_steps, 1)
         if self.final_steps < 1 or ratio < 1 or not math.log2(ratio).is_integer():
             raise ValueError(
@@ -68,7 +70,14 @@ class ProgressiveDistillation(Objective):
         counts = [self.start_steps >> i for i in range(self._stages)]
         shares = [2 if self.last_stages_longer and count <= 2 else 1 for count in counts]
         ends = [sum(shares[: i + 1]) * self._of // sum(shares) for i in range(self._stages)]
-        return min(sum(step >= end for end in ends), self._stages - 1)
+        return max(min(sum(step >= end for end in ends), self._stages - 1), self._reached)
+
+    def state_dict(self) -> dict[str, int]:
+        """``stage``: of the last step, whose teacher is in the checkpoint."""
+        return {"stage": self.stage(self._at)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._reached = int(state.get("stage", 0))  # checkpoints of former versions have none
 
     @property
     def steps(self) -> int:
