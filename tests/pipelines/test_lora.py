@@ -52,6 +52,27 @@ def test_a_lora_is_the_base_when_it_is_off(family):
             assert torch.equal(now.get(name, now.get(f"{path}.base_layer.{leaf}")), value)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
+def test_the_base_is_computed_again_without_the_adapter(name):
+    """A discriminator on its features passes gradients on; the backward pass comes when the adapter is on again."""
+
+    any_step = trained(FAMILIES[name])
+    x, cond = noise(any_step).requires_grad_(), any_step.encode_prompts(PROMPTS)
+    parameters = [p for p in any_step.network.parameters() if p.requires_grad]
+
+    def gradient():
+        of_base = any_step.network.frozen_twin().features(x, T.abs(), cond)
+        of_all = any_step.network.features(x, T.abs(), cond)
+        assert not any(torch.equal(a, b) for a, b in zip(of_base, of_all, strict=True))
+        loss = sum(f.square().mean() for f in [*of_base, *of_all])
+        return torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
+
+    plain = gradient()
+    any_step.enable_gradient_checkpointing()
+    for again, before in zip(gradient(), plain, strict=True):
+        torch.testing.assert_close(again, before)
+
+
 def test_adapter_and_branch_alone_are_trained(family):
     any_step = opened(family)
     any_step.add_lora(SETTINGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,16 +119,45 @@ def dropouts(transformer: nn.Module) -> list[StepDropout]:
 
 @contextmanager
 def switched_off(transformer: nn.Module) -> Iterator[None]:
-    """The base alone, for the length of a block."""
-    layers = list(lora_layers(transformer).values())
+    """The base alone, for the length of a block; blocks that activation checkpointing computes again, later too."""
     # Not by PEFT's own switch, which would make every adapter trainable again, those that were frozen too.
+    layers = {layer: layer._disable_adapters for layer in lora_layers(transformer).values()}
     for layer in layers:
         layer._disable_adapters = True
     try:
+        with _recomputed_without(transformer) if torch.is_grad_enabled() else nullcontext():
+            yield
+    finally:
+        for layer, former in layers.items():
+            layer._disable_adapters = former
+
+
+@contextmanager
+def _recomputed_without(transformer: nn.Module) -> Iterator[None]:
+    """Let diffusers' checkpointing compute blocks again, in the backward pass, without adapters as well."""
+    checkpointed = {
+        module: module._gradient_checkpointing_func
+        for module in transformer.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    }
+
+    def without(checkpoint: Any) -> Any:
+        def of(block: nn.Module, *arguments: Any) -> Any:
+            def run(*arguments: Any) -> Any:
+                with switched_off(block):
+                    return block(*arguments)
+
+            return checkpoint(run, *arguments)
+
+        return of
+
+    for module, checkpoint in checkpointed.items():
+        module._gradient_checkpointing_func = without(checkpoint)  # type: ignore[assignment]
+    try:
         yield
     finally:
-        for layer in layers:
-            layer._disable_adapters = False
+        for module, checkpoint in checkpointed.items():
+            module._gradient_checkpointing_func = checkpoint
 
 
 @torch.no_grad()
