@@ -217,7 +217,7 @@ AREA = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.sampled_from(sorted(AREA)), x=st.floats(8, 24), y=st.floats(8, 24), radius=st.floats(4, 7.5))
 def test_coverage_has_the_shapes_area(shape, x, y, radius):
     alpha = coverage(shape, cx=x, cy=y, radius=radius, x0=0, y0=0, width=32, height=32)

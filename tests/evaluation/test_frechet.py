@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
@@ -34,7 +34,6 @@ def test_moments_are_those_of_numpy():
     np.testing.assert_allclose(statistics.covariance, np.cov(x.numpy(), rowvar=False))
 
 
-@settings(deadline=None)  # timing depends on the machine
 @given(cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_any_split_and_merge_is_one_pass(cuts):
     x = random(40, 5) * torch.tensor([1e-3, 1, 10, 1, 1], dtype=F64) + 1e4

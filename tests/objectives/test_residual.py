@@ -39,7 +39,7 @@ def residual(field, x_t, t, r, v, *, delta: float, order: int) -> torch.Tensor:
     return F - v + jumps
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     t=unit,
     share=unit,
@@ -142,7 +142,6 @@ def test_differences_of_outputs_are_taken_in_fp32() -> None:
 
 
 @given(st.integers(1, 6), unit, unit)
-@settings(deadline=None)
 def test_nodes_go_down_from_start_to_end(order: int, start: float, share: float) -> None:
     a = torch.tensor([start], dtype=torch.float64)
     b = a * share

@@ -41,7 +41,7 @@ def test_long_run_shares_are_exact(mix: dict[str, float], rows: int, world_size:
     torch.testing.assert_close(counts, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     weights=st.lists(st.integers(0, 5), min_size=5, max_size=5).filter(any),
     batches=st.lists(st.integers(1, 9), min_size=1, max_size=60),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twinflow.sampling import (
@@ -15,7 +15,6 @@ from twinflow.sampling import (
 )
 
 
-@settings(deadline=None)  # timing depends on the machine
 @given(
     steps=st.integers(1, 100),
     start=st.floats(0, 0.3),

@@ -171,7 +171,7 @@ def _steps(
             x_t = x_t - (t - t_next) * v  # what follows, without its cancellations
             continue
         estimates = (x_hat, z_hat)
-        if settings.extrapolation and previous is not None:
+        if previous is not None:
             x_hat = x_hat + settings.extrapolation * (x_hat - previous[0])
             z_hat = z_hat + settings.extrapolation * (z_hat - previous[1])
         previous = estimates  # raw: what was extrapolated is not extrapolated again
