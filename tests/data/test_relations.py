@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twinflow.data.relations import RELATIONS, relative_position
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 # Whole numbers: centres and moves by whole numbers are exact, so that laws hold to the last bit.
 corner, side = st.integers(-64, 64), st.integers(1, 64)
@@ -53,6 +54,14 @@ def test_mirroring_exchanges_left_and_right_alone(a, b):
     assert relative_position(*mirrored) == expected
 
 
+@given(a=boxes(), b=boxes())
+def test_any_two_opposite_corners_are_the_box(a, b):
+    x1, y1, x2, y2 = a
+    for corners in ((x2, y1, x1, y2), (x1, y2, x2, y1), (x2, y2, x1, y1)):
+        assert relative_position(corners, b) == relative_position(a, b)
+        assert relative_position(b, corners) == relative_position(b, a)
+
+
 @given(a=boxes())
 def test_a_box_has_no_relation_to_itself(a):
     assert relative_position(a, a) == set()
@@ -64,11 +73,16 @@ def test_only_the_first_four_numbers_count(a, x, y):
     assert relative_position((*a, 0.9), (*b, 0.1)) == relative_position(a, b)
 
 
+def test_less_than_a_thousandth_of_a_pixel_is_no_offset():
+    point = np.zeros(4)
+    assert relative_position(point - (9e-4, 0, 9e-4, 0), point) == set()
+    assert relative_position(point - (11e-4, 0, 11e-4, 0), point) == {"left of"}
+
+
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_far_along_one_axis(relation):
-    step = {"left of": (-30, 0), "right of": (30, 0), "above": (0, -30), "below": (0, 30)}[relation]
     box = np.array([0, 0, 10, 10])
-    assert relative_position(box + np.tile(step, 2), box) == {relation}
+    assert relative_position(box + 30 * np.tile(STEPS[relation], 2), box) == {relation}
 
 
 def test_two_relations_hold_on_the_diagonal():
@@ -77,7 +91,9 @@ def test_two_relations_hold_on_the_diagonal():
 
 
 def test_the_unreduced_distance_is_in_the_denominator():
-    # offset 4 in x alone, reduced by 0.1 * 20 to 2, and 2 / 4 = 0.5 is not enough; with 5 it is 3 / 5.
-    assert relative_position((4, 0, 14, 10), (0, 0, 10, 10)) == set()
-    assert relative_position((5, 0, 15, 10), (0, 0, 10, 10)) == {"right of"}
-    assert relative_position((4, 0, 14, 10), (0, 0, 10, 10), margin=0.0) == {"right of"}
+    # offset 4 in one axis alone, reduced by 0.1 * 20 to 2, and 2 / 4 = 0.5 is not enough; with 5 it is 3 / 5.
+    box = np.array([0, 0, 10, 10])
+    for relation, step in STEPS.items():
+        assert relative_position(box + 4 * np.tile(step, 2), box) == set()
+        assert relative_position(box + 5 * np.tile(step, 2), box) == {relation}
+        assert relative_position(box + 4 * np.tile(step, 2), box, margin=0.0) == {relation}

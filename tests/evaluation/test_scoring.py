@@ -122,6 +122,18 @@ def test_position_is_that_of_the_second_clause_relative_to_the_first(x, y, relat
         assert verdict.correct == (asked == relation)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "found"),
+    [(20, 0, "right of"), (20, 20, "below and right of"), (0, 0, "no relation to")],
+)
+def test_the_reason_says_where_the_object_is_instead(x, y, found):
+    caption = metadata(
+        {"class": "ring", "count": 1}, {"class": "cross", "count": 1, "position": ["above", 0]}
+    )
+    verdict = score_detections([thing("ring"), thing("cross", x, y)], caption)
+    assert verdict.reason == f"expected cross above target, found {found} target"
+
+
 def test_a_failed_clause_cannot_be_a_target():
     caption = metadata(
         {"class": "ring", "count": 1, "color": "red"},
@@ -191,6 +203,7 @@ def test_wilson_interval_against_published_values():
     assert Proportion(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert Proportion(0, 20).interval == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert Proportion(0, 20).standard_error == 0.0
+    assert all(Proportion(0, n).interval[0] >= 0 and Proportion(n, n).interval[1] <= 1 for n in range(1, 99))
 
 
 def test_interval_of_the_overall_contains_it_and_shrinks_with_the_root_of_n():

@@ -38,6 +38,11 @@ def test_gaps_are_the_first_and_the_last_time():
 
 def test_kumaraswamy_warp():
     u = torch.arange(5, dtype=torch.float64) / 5
+    for steps in (2, 3, 4, 5, 30, 999):  # of 1, 1, 1 it is none, to the last bit
+        grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        assert torch.equal(time_grid(steps), 1 - grid)
+        ended = torch.linspace(0, 0.4, steps, dtype=torch.float64)
+        assert torch.equal(time_grid(steps, gaps=(0.0, 0.6))[:-1], 1 - ended)
     assert torch.equal(time_grid(5, time_dist=(2.0, 1.0, 1.0))[:-1], 1 - u**2)
     torch.testing.assert_close(time_grid(5, time_dist=(1.0, 2.0, 3.0))[:-1], 1 - (1 - (1 - u) ** 2) ** 3)
 

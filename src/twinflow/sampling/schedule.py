@@ -44,8 +44,7 @@ def time_grid(
     else:
         u = torch.linspace(start, 1 - end, steps, dtype=torch.float64)
     a, b, c = time_dist
-    # (1, 1, 1) is the identity; skipping it keeps the last bit of .6 and .5.
-    warped = u if (a, b, c) == (1, 1, 1) else (1 - (1 - u**a) ** b) ** c
+    warped = (1 - (1 - u**a) ** b) ** c  # of exponents 1 the times are 1 - u to the last bit
     times = torch.cat([1 - warped, torch.zeros(1, dtype=torch.float64)])
     # Two times that round to the same fp32 are one time to the network: a step of no length.
     if not (times.float().diff() < 0).all():
