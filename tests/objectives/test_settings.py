@@ -194,3 +194,33 @@ def test_losses_and_metrics_are_detached_and_the_log_explains_a_bad_row() -> Non
         assert bad == {5}
         assert f"row 5: role {role}, t = {step.rows.t[5].item():.6g}" in lines[0]
     torch.testing.assert_close(step.rows.loss.mean(), step.loss.detach(), equal_nan=True)
+
+
+def test_metrics_are_the_sizes_of_what_the_losses_are_squares_of() -> None:
+    x, cond, _ = batch(8)
+
+    def step(role: str, **settings: Any) -> Any:
+        objective = TwinFlow(
+            roles={role: 1}, loss="l2", weighting="none", teacher="self", guidance=0.0, **settings
+        )
+        return objective.step(ToyField(1), x, cond, generator=seeded())
+
+    free, bounded = step("any_step", clamp=None), step("any_step", clamp=0.1)
+    assert free.metrics["residual_rms"] ** 2 == pytest.approx(free.loss.item())
+    assert bounded.metrics == free.metrics  # before the clamp
+    assert bounded.loss < 0.01 < free.loss
+    rectified = step("one_step", rectify_clamp=0.1)
+    assert rectified.metrics["delta_v_rms"] ** 2 == pytest.approx(rectified.losses["rectify"].item())
+    assert step("fake").metrics == {}
+
+
+def test_a_step_speaks_only_of_the_losses_of_its_rows() -> None:
+    x, cond, uncond = batch(1)
+    objective, seen = TwinFlow(teacher="self"), set()
+    for seed in range(8):
+        step = objective.step(ToyField(1), x, cond, uncond=uncond, generator=seeded(seed))
+        (role,) = step.rows.roles
+        seen.add(role)
+        assert set(step.losses) == ({role, "rectify"} if role == "one_step" else {role})
+        assert all(loss.isfinite() for loss in step.losses.values())
+    assert seen == {"one_step", "tangent", "any_step", "fake"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinflow.sampling import row_generators, sample, seeded_noise
+from twinflow.sampling import row_generators, sample, sample_trajectory, sampling_steps, seeded_noise
 
 from .fields import smooth
 
@@ -85,3 +85,11 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(0)
     sample(smooth, seeded_noise((4,), SEEDS), None, nfe=4)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_initial_noise_may_be_learnt():
+    noise = seeded_noise((4,), SEEDS)
+    run = sample_trajectory(smooth, noise, None, nfe=4)
+    steps = list(sampling_steps(smooth, noise.clone().requires_grad_(), None, nfe=4))
+    assert torch.equal(steps[-1].x_hat, run.sample)
+    assert torch.autograd.grad(steps[0].x_hat.sum(), steps[0].x_t)[0].abs().min() > 0

@@ -160,6 +160,15 @@ def test_guidance_interval_acts_on_its_times_only():
     assert run.nfe == sum(len(call[0]) for call in recorder.calls) < 20
 
 
+def test_guidance_acts_at_the_ends_of_its_interval():
+    """Regression: .8 is above .8 once it is a number of fp32."""
+    recorder = Recorder(lambda x, t, r, cond: x * cond[:, None])
+    options = {"uncond": torch.tensor([1.0]), "guidance": 4.0, "guidance_interval": (0.3, 0.8)} | UNIFORM
+    sample(recorder, seeded_noise((2,), [0]), torch.tensor([2.0]), nfe=20, style="multi", **options)
+    guided = [round(call[1][0].item(), 6) for call in recorder.calls if len(call[0]) == 2]
+    assert guided == [0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+
+
 def test_guidance_of_one_is_off_and_of_zero_is_unconditional():
     def field(x, t, r, cond):
         return x * cond[:, None]
@@ -192,6 +201,15 @@ def test_dtypes(dtype):
         assert t.shape == r.shape == (2,)
     assert all(state.dtype == time_dtype for state in run.states)
     assert sample(smooth, noise, None, nfe=4).dtype == dtype
+    # What a network of few bits answers is not multiplied in few bits.
+    x, t = run.states[1], run.times[1]
+    v = smooth(x.to(dtype), torch.full((2,), t), torch.zeros(2), None)
+    assert v.dtype == dtype
+    assert torch.equal(run.x_hats[1], x - t * v.to(time_dtype))
+
+
+def test_a_batch_without_rows_is_one():
+    assert sample(smooth, seeded_noise((4,), []), None, nfe=2).shape == (0, 4)
 
 
 def test_no_gradient_is_kept_and_the_noise_is_not_changed():

@@ -27,7 +27,6 @@ def seeded_noise(
     With ``skip`` it is what the generator of that seed gives after ``skip[i]`` others of the shape: rows that one
     generator would give one after another, each without the others.
     """
-    shape = tuple(shape)
     rows = []
     for i, seed in enumerate(seeds):
         generator = Generator().manual_seed(int(seed))
@@ -52,7 +51,7 @@ def generators_from(noise: Tensor) -> list[Generator]:
     The same initial noise is then always re-noised in the same way, in any batch, with nothing to pass
     along. Waits for the device once.
     """
-    rows = noise.detach().to("cpu", torch.float32).flatten(1).contiguous()
+    rows = noise.detach().to("cpu", torch.float32)
     return [Generator().manual_seed(_hashed(row.numpy().tobytes())) for row in rows]
 
 

@@ -136,12 +136,14 @@ def sampling_steps(
     schedule = make_schedule(nfe, resolved)
     # Sums of hundreds of steps lose nothing in fp32; the network still gets the dtype that it was given.
     x_t = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    # As numbers of fp32, which the times are: .8 is more in fp32, and would lie outside of an interval to .8.
+    lowest, highest = torch.tensor(resolved.guidance_interval, dtype=torch.float32).tolist()
     velocity = Velocity(
         field=field,
         cond=cond,
         uncond=uncond,
         scale=resolved.guidance,
-        interval=resolved.guidance_interval,
+        interval=(lowest, highest),
         input_dtype=noise.dtype,
     )
     if generator is None and resolved.stochastic != 0 and schedule.steps > 1:
