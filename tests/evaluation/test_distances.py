@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -65,14 +66,43 @@ def test_the_kernel_distance_is_torchmetrics():
     assert ours.deviation == 0
 
 
+def test_the_kernel_distance_is_that_of_the_definition():
+    a, b = normal(5, 3, seed=1).float(), normal(5, 3, seed=2).float()
+
+    def mean_kernel(one: torch.Tensor, other: torch.Tensor, pairs: list[tuple[int, int]]) -> float:
+        return sum(((one[i] @ other[j]).item() / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
+
+    everything = [(i, j) for i in range(5) for j in range(5)]
+    apart = [(i, j) for i, j in everything if i != j]
+    x, y = a.double(), b.double()
+    expected = mean_kernel(x, x, apart) + mean_kernel(y, y, apart) - 2 * mean_kernel(x, y, everything)
+    found = kernel_distance(a, b)
+    assert found.mean == pytest.approx(expected, rel=1e-12)  # of fp32 features in fp64
+    assert found.deviation == 0
+    # Two rows are enough, and subsets are as large as the smaller set allows.
+    pairs = kernel_distance(a, b[:2], subsets=500)
+    exact = [kernel_distance(a[list(rows)], b[:2]).mean for rows in itertools.combinations(range(5), 2)]
+    assert pairs.mean == pytest.approx(sum(exact) / 10, abs=4 * pairs.deviation / math.sqrt(500))
+    assert kernel_distance(b[:2], a, subsets=500).deviation > 0
+    # Subsets are smaller where that is asked for, and the same in every run.
+    small = kernel_distance(a, b, size=2, subsets=20)
+    assert small.deviation > 0
+    torch.manual_seed(1)
+    assert small == kernel_distance(a, b, size=2, subsets=20)
+    assert small != kernel_distance(a, b, size=2, subsets=20, seed=1)
+
+
 def test_the_kernel_distance_is_unbiased_and_sees_a_difference():
     same = kernel_distance(normal(400, 4, seed=1), normal(400, 4, seed=2), subsets=50, size=100)
     assert abs(same.mean) < 4 * same.deviation / math.sqrt(50) + 0.05
     assert kernel_distance(normal(100, 4, seed=1), normal(100, 4, seed=2) + 1).mean > 1
     with pytest.raises(ValueError, match="at least 2"):
         kernel_distance(normal(1, 4, seed=1), normal(9, 4, seed=2))
-    with pytest.raises(ValueError, match="shapes"):
-        kernel_distance(normal(5, 4, seed=1), normal(9, 3, seed=2))
+    with pytest.raises(ValueError, match="at least 2"):
+        kernel_distance(normal(9, 4, seed=1), normal(1, 4, seed=2))
+    for shapes in (((5, 4), (9, 3)), ((4,), (9, 4)), ((9, 4), (4,)), ((5, 4, 1), (5, 4, 1))):
+        with pytest.raises(ValueError, match="shapes"):
+            kernel_distance(*(normal(*shape, seed=1) for shape in shapes))
 
 
 def test_statistics_do_not_depend_on_the_batches_or_on_who_gathers_them():
@@ -102,11 +132,21 @@ def brute_force(real: torch.Tensor, drawn: torch.Tensor, k: int) -> tuple[float,
 
 
 @pytest.mark.parametrize("block", [3, 100])
-def test_neighbours_are_those_of_the_definition(block):
+@pytest.mark.parametrize("ties", [False, True])
+def test_neighbours_are_those_of_the_definition(block, ties):
     real, drawn = normal(20, 3, seed=4), normal(17, 3, seed=5) * 0.6 + 0.3
+    if ties:  # whole numbers: many lie just at the edge of a neighbourhood, and many are copies
+        real, drawn = (real * 2).round(), (drawn * 2).round()
     found = neighbours(real, drawn, k=3, block=block)
     expected = brute_force(real, drawn, 3)
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected)
+
+
+def test_neighbours_do_not_depend_on_an_offset_or_on_the_dtype():
+    real, drawn = normal(60, 3, seed=4).float(), normal(50, 3, seed=5).float() * 0.6
+    found = neighbours(real, drawn, k=1)
+    assert found == neighbours(real.double(), drawn.double(), k=1)
+    assert found == neighbours(real.double() + 1e6, drawn.double() + 1e6, k=1)
 
 
 def test_copies_are_perfect_and_one_mode_is_precise_but_covers_little():
@@ -121,6 +161,13 @@ def test_copies_are_perfect_and_one_mode_is_precise_but_covers_little():
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
     with pytest.raises(ValueError, match="more than 5"):
         neighbours(real[:5], real)
+    with pytest.raises(ValueError, match="more than 5"):
+        neighbours(real, real[:5])
+    with pytest.raises(ValueError, match="k = 0"):
+        neighbours(real, real, k=0)
+    for one, other in ((real[0], real), (real, real[0]), (real, real[:, :2])):
+        with pytest.raises(ValueError, match="shapes"):
+            neighbours(one, other)
 
 
 def test_blur_lowers_sharpness_and_gray_has_no_contrast():

@@ -110,5 +110,10 @@ def test_errors():
         seed_diversity(torch.zeros(2, 1, 2, 2), ["a", "a"], distance="lpips")
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         vendi_score(torch.zeros(3))
+    for empty in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match=r"N, D > 0"):
+            vendi_score(torch.zeros(empty))
+    with pytest.raises(ValueError, match="2 pictures need as many prompts, got 3"):
+        layout_diversity([[], []], ["a", "a", "a"])
     with pytest.raises(ValueError, match="size"):
         layout_diversity([[], []], ["a", "a"], size=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
 
@@ -129,7 +130,22 @@ def test_saved_statistics_are_the_same(tmp_path):
     assert torch.equal(loaded.scatter, statistics.scatter)
 
 
-def test_errors():
+def test_features_of_a_network_are_summed_in_fp64_and_without_its_graph():
+    features = random(9, 4).float().requires_grad_()
+    statistics = gather(features)
+    assert not statistics.mean.requires_grad
+    assert torch.equal(statistics.scatter, gather(features.detach().double()).scatter)
+
+
+def test_a_distance_is_never_negative():
+    assert all(frechet_distance(*[gather(random(7, 5, seed=seed))] * 2) >= 0 for seed in range(20))
+    assert frechet_distance(gather(random(2, 3)), gather(random(2, 3, seed=1))) > 0  # two are enough
+
+
+def test_errors(tmp_path):
+    save_file({"mean": torch.zeros(3), "scatter": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="names no features"):
+        FeatureStatistics.load(tmp_path / "other.safetensors")
     one, some = gather(random(1, 3)), gather(random(5, 3))
     with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
         frechet_distance(one, some)

@@ -86,7 +86,17 @@ def test_a_call_without_rows_is_skipped_unless_in_lockstep() -> None:
 
 
 @pytest.mark.parametrize("teacher", ["self", "ema", "frozen"])
-@pytest.mark.parametrize("more", [{}, {"image_free": True}, {"longest_jump": 0.25}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"image_free": True},
+        {"longest_jump": 0.25},
+        {"guidance": 0.0},
+        {"roles": {"fake": 1}},
+    ],
+    ids=str,
+)
 def test_lockstep_makes_the_same_calls_in_every_step(teacher: str, more: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"teacher": teacher} | more
     objective, counts = TwinFlow(**settings, lockstep=True), set()

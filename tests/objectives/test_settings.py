@@ -9,6 +9,8 @@ import torch
 
 from twinflow.objectives import RCGM, FlowMatching, TwinFlow
 
+from twinflow.objectives.roles import ROLE_NAMES
+
 from .toys import ToyField, batch, seeded
 
 
@@ -45,6 +47,10 @@ def test_bad_settings_are_named_with_value_and_what_is_allowed(
     with pytest.raises(ValueError) as error:
         TwinFlow(**settings)
     assert all(word in str(error.value) for word in words)
+
+
+def test_rcgm_is_any_step_alone() -> None:
+    assert {name for name in ROLE_NAMES if RCGM().roles.share(name) > 0} == {"any_step"}
 
 
 def test_rcgm_refuses_twinflows_losses() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from twinflow.sampling import row_generators, sample, sample_trajectory, sampling_steps, seeded_noise
+from twinflow.sampling.noise import generators_from
 
 from .fields import smooth
 
@@ -70,6 +71,13 @@ def test_re_noising_is_independent_of_the_noise_of_the_same_seed():
     assert (first * eps).mean(1).abs().max().item() < 0.15
     assert torch.corrcoef(eps).fill_diagonal_(0).abs().max().item() < 0.15
     assert eps.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_pictures_of_earlier_versions_are_drawn_again():
+    (own,) = row_generators([7])
+    assert own.initial_seed() == 3092812917077846747
+    (own,) = generators_from(torch.arange(4.0).reshape(1, 2, 2))
+    assert own.initial_seed() == 2747922369425462947
 
 
 def test_dtype_of_the_noise_draws_the_same_fresh_noise():

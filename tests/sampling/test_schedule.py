@@ -1,5 +1,7 @@
 """Times of a run, and the settings that are recommended."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -57,6 +59,45 @@ def test_published_presets():
     assert times(30, "multi")[0] > 0.999
     assert (published_preset(2).stochastic, published_preset(4, "any").stochastic) == (1.0, 0.0)
     assert published_preset(30, "multi").time_dist == (1.17, 0.8, 1.1)
+
+
+def test_end_gaps_are_those_of_the_published_numbers_of_evaluations():
+    assert [published_preset(nfe).gaps[1] for nfe in (1, 2, 3, 8)] == [0.6, 0.6, 0.5, 0.5]
+    assert [published_preset(nfe, "any").gaps[1] for nfe in (2, 8, 9)] == [0.5, 0.5, 0.0]
+    with pytest.raises(ValueError, match="style must be one of few, any, multi, got 'none'"):
+        published_preset(2, "none")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"style": "none"},
+        {"time_dist": (1, 1, 0)},
+        {"time_dist": (1, 1, True)},
+        {"gaps": (0.6, 0.5)},
+        {"gaps": (0.5, 0.5)},
+        {"gaps": 3},
+        {"gaps": (0.0, math.nan)},
+        {"stochastic": 1.1},
+        {"stochastic": True},
+        {"extrapolation": True},
+        {"extrapolation": -0.1},
+        {"guidance": True},
+        {"guidance_interval": (0.5,)},
+        {"guidance_interval": (-0.1, 1.0)},
+        {"guidance_interval": (0.0, 1.1)},
+    ],
+    ids=str,
+)
+def test_settings_that_can_not_be_are_refused_when_they_are_made(bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        SamplerSettings(**bad)
+
+
+def test_settings_at_their_bounds_are_allowed_and_lists_are_tuples():
+    SamplerSettings(gaps=(0.0, 0.99), stochastic=1, extrapolation=0, guidance_interval=(0.5, 0.5))
+    assert SamplerSettings(gaps=[0, 0.3]) == SamplerSettings(gaps=(0, 0.3))
 
 
 @pytest.mark.parametrize("style", ["few", "any", "multi"])

@@ -82,6 +82,13 @@ def test_fp32_averages_are_what_they_were() -> None:
     assert torch.equal(value(average).float(), expected)
 
 
+def test_a_decay_that_forgets_nothing_is_refused() -> None:
+    for decay in (1.0, -0.1):
+        with pytest.raises(ValueError, match=rf"decay must be in \[0, 1\), got {decay}"):
+            ParameterAverage(network(1.0, torch.float32), decay=decay)
+    ParameterAverage(network(1.0, torch.float32), decay=0.0)  # the weights themselves
+
+
 # On the host
 
 
@@ -111,6 +118,7 @@ def test_an_average_on_the_host_is_the_same() -> None:
         with torch.no_grad():
             assert torch.equal(host.network(x), ordinary.network(x))
         assert torch.equal(made.weight, before)
+    assert not any(weight.requires_grad for weight in host.state_dict()[0].values())
     assert host.state_dict()[1] == ordinary.state_dict()[1]
     for name, value in ordinary.state_dict()[0].items():
         assert torch.equal(host.state_dict()[0][name], value)

@@ -54,9 +54,7 @@ def _radii(values: Tensor, k: int, block: int) -> Tensor:
     parts = []
     for first in range(0, len(values), block):
         distances = _distances(values[first : first + block], values)
-        rows = torch.arange(len(distances))
-        distances[rows, first + rows] = -1.0  # itself comes first, whatever rounding says
-        parts.append(distances.kthvalue(k + 1, dim=1).values)
+        parts.append(distances.kthvalue(k + 1, dim=1).values)  # the first is itself, at distance 0
     return torch.cat(parts)
 
 

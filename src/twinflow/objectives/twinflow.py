@@ -96,8 +96,7 @@ class TwinFlow(AnyStepSettings):
                 queries = {}
             queries |= self._velocity_queries(interpolate(data, z, t), rows, guide)  # never of fake rows
             answers = ask(queries)
-            if not self.image_free:
-                data = self._with_samples(data, draws, rows, answers)
+            data = self._with_samples(data, draws, rows, answers)
         x_t = interpolate(data, z, t)
         v = self._velocity(velocity(data, z), answers, rows)
 
@@ -159,7 +158,7 @@ class TwinFlow(AnyStepSettings):
     def _with_samples(
         self, data: Tensor, draws: Draws, rows: Placement, answers: dict[str, Tensor]
     ) -> Tensor:
-        """``data`` (B, …) with x_fake in the rows that train on the model's own samples; a copy."""
+        """``data`` (B, …) with x_fake in the rows that train on the model's own samples, if ``answers`` has them."""
         if "sample" not in answers:
             return data
         x_fake = draws.z_sample[rows.sampled] - answers["sample"]

@@ -69,8 +69,8 @@ def append_answers(path: str | Path, answers: Iterable[Answer]) -> None:
         for a in answers
     ]
     path = Path(path)
-    if path.exists() and (before := path.read_bytes()) and not before.endswith(b"\n"):
-        os.truncate(path, before.rfind(b"\n") + 1)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
 
@@ -125,7 +125,7 @@ def collect(
     found: dict[str, dict[int, dict[int, bool]]] = {}
     for answer in answers:
         text = asked.get((answer.item, answer.question_id))
-        if text is None or text != answer.question.strip():
+        if text != answer.question.strip():
             raise TwinflowError(
                 f"{where} are about other questions: {answer.question!r} is not question {answer.question_id} of "
                 f"{answer.item} in {questions.name}, which is {text!r}"
