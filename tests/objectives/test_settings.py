@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from twinflow.objectives import RCGM, FlowMatching, TwinFlow
-
 from twinflow.objectives.roles import ROLE_NAMES
 
 from .toys import ToyField, batch, seeded
