@@ -91,6 +91,29 @@ def test_touching_objects_of_different_colors_are_two():
     assert {(d.class_name, d.color) for d in found} == {("square", "red"), ("circle", "blue")}
 
 
+@pytest.mark.parametrize(("strength", "clear"), [(0.05, True), (0.2, False)])
+def test_a_blotched_shape_has_no_color_of_its_own(strength, clear):
+    """Its mean colour may be right: what counts is how far its pixels are from it."""
+    picture = render([SceneObject("circle", "green", 16, 16, 7)], FULL)
+    blotches = np.random.default_rng(0).normal(0, strength, (11, 11, 3)).repeat(3, 0).repeat(3, 1)[:32, :32]
+    inside = np.linalg.norm(picture - 0.5, axis=-1, keepdims=True) > 0.2
+    (found,) = ShapeDetector("full").detect(np.clip(picture + inside * blotches, 0, 1))
+    assert (found.class_name, found.clear) == ("circle", clear)
+    assert found.color == ("green" if clear else None)
+
+
+def test_a_blob_with_too_few_votes_for_any_color_has_that_with_most():
+    detector = ShapeDetector("full")
+    errors = np.ones((100, len(FULL.colors)))
+    assert detector._colors_present(errors) == []
+    errors[7, 3] = 0
+    assert detector._colors_present(errors) == [3]
+    errors[:2, 0] = 0
+    assert detector._colors_present(errors) == [0]
+    errors[20:40, 5], errors[40:52, 1] = 0, 0
+    assert detector._colors_present(errors) == [5, 1]
+
+
 def test_an_averaged_mode_is_not_an_object():
     """The mean of many scenes, which an untrained one-step generator draws, must not count."""
     one, empty = render([SceneObject("circle", "red", 16, 16, 7)], FULL), render([], FULL)

@@ -13,7 +13,7 @@ from twinflow.evaluation.features import pixel_features
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
 from twinflow.evaluation.kernel_distance import kernel_distance
 from twinflow.evaluation.neighbours import neighbours
-from twinflow.evaluation.sharpness import contrast, sharpness
+from twinflow.evaluation.sharpness import contrast, luma, sharpness
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -174,6 +174,11 @@ def test_blur_lowers_sharpness_and_gray_has_no_contrast():
     images = normal(3, 3, 32, 32, seed=8).clamp(-1, 1)
     blurred = nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
     assert (sharpness(blurred) < 0.5 * sharpness(images)).all()
+    assert sharpness(images[1:2]).item() == pytest.approx(sharpness(images)[1].item(), rel=1e-12)
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    assert sharpness(board.expand(1, 3, 8, 8)).item() == pytest.approx(4)
+    ends = luma(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(-1, 3, 1, 1))
+    assert ends.flatten().tolist() == pytest.approx([0, 1])
     halves = torch.ones(1, 3, 8, 8)
     halves[..., :4] = -1
     torch.testing.assert_close(contrast(halves), torch.tensor([0.5], dtype=torch.float64))

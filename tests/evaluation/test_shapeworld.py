@@ -217,7 +217,8 @@ def test_total_variation():
     assert total_variation({"a": 1, "b": 1}, {"a": 10, "b": 10}) == 0.0
     assert total_variation({"a": 1}, {"b": 2}) == 1.0
     assert total_variation({"a": 3, "b": 1}, {"a": 1, "b": 3}) == 0.5
-    assert (total_variation({}, {"a": 1}), total_variation({}, {})) == (1.0, 0.0)
+    assert total_variation({}, {"a": 1}) == total_variation({"a": 1}, {"a": 0}) == 1.0
+    assert total_variation({}, {}) == 0.0
 
 
 @both_levels

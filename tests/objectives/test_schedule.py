@@ -153,6 +153,14 @@ def test_no_row_is_asked_for_in_vain() -> None:
     assert (t >= r).all()
 
 
+def test_without_guidance_only_rows_that_follow_the_field_ask_for_it() -> None:
+    objective = TwinFlow(teacher="self", velocity="field", guidance=0.0)
+    step, student, _ = record(objective, 32)
+    pairs = zip(step.rows.roles, (step.rows.t - step.rows.r).tolist(), strict=True)
+    following = sum(role in ("one_step", "any_step") and way >= 0.01 for role, way in pairs)
+    assert student.calls[0][0].shape[0] == step.rows.roles.count("fake") + following
+
+
 def test_single_role_recipes_take_only_their_calls() -> None:
     _, student, teacher = record(TwinFlow(roles={"fake": 1}, teacher="ema"), 4)
     assert ([c[0].shape[0] for c in student.calls], teacher.calls) == ([4, 4], [])

@@ -104,6 +104,19 @@ def test_an_average_that_visits_its_weight_is_the_same(dtype: torch.dtype) -> No
     assert torch.equal(stays, visits)
 
 
+@pytest.mark.parametrize("strange", ["average", "weight", "both"])
+def test_an_average_does_not_depend_on_how_weights_lie_in_memory(strange: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {key: torch.randn(6, 5, generator=generator).bfloat16() for key in ("average", "weight")}
+    plain = tensors["average"].clone()
+    lerp_({"w": plain}, {"w": tensors["weight"]}, 0.01, step=3)
+    lying = {
+        key: value.T.contiguous().T if strange in (key, "both") else value for key, value in tensors.items()
+    }
+    lerp_({"w": lying["average"]}, {"w": lying["weight"]}, 0.01, step=3)
+    assert torch.equal(lying["average"], plain)
+
+
 def test_an_average_on_the_host_is_the_same() -> None:
     """Its network computes with the average, and leaves the weights as they are."""
     made = nn.Linear(8, 4)

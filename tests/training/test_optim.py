@@ -27,6 +27,10 @@ def test_schedules() -> None:
     assert rates(4, schedule="linear") == [1, 0.75, 0.5, 0.25]
     assert rates(6, schedule="linear", warmup_steps=2, final_lr=0.5) == [0.5, 1, 1, 0.875, 0.75, 0.625]
     assert rates(10, schedule="wsd", decay_fraction=0.4, warmup_steps=1) == [1] * 7 + [0.75, 0.5, 0.25]
+    half = 0.5**0.5
+    assert rates(4, schedule="cosine") == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
+    ended = rates(4, schedule="cosine", final_lr=0.5)
+    assert ended == pytest.approx([1, (3 + half) / 4, 0.75, (3 - half) / 4])
     cosine = rates(8, schedule="cosine")
     assert cosine[0] == 1
     assert cosine[4] == pytest.approx(0.5)
@@ -34,16 +38,19 @@ def test_schedules() -> None:
     assert sum(cosine) == pytest.approx(4.5)  # a half-turn's mean is 1/2, and the first step is counted whole
 
 
-def test_only_matrices_decay() -> None:
+@pytest.mark.parametrize("name", ["adamw", "radam", "muon", "adafactor", "adamw8bit", "adamw4bit"])
+def test_only_matrices_decay_and_only_with_a_gradient(name: Any) -> None:
     network = TinyNetwork()
-    optimizers = Optimizers(trained_parameters(network), Optimizer(weight_decay=0.5, lr=0.1))
+    optimizers = Optimizers(trained_parameters(network), Optimizer(name=name, weight_decay=0.5, lr=1e-3))
     before = copy.deepcopy(network)
-    for parameter in network.parameters():
+    for parameter in network.first.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizers.begin(lr=0.1)
     optimizers.step()
     assert torch.allclose(network.first.weight, before.first.weight * 0.95)
     assert torch.equal(network.first.bias, before.first.bias)
+    for parameter, other in zip(network.last.parameters(), before.last.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_muon_takes_the_matrices_of_blocks_alone() -> None:

@@ -67,7 +67,7 @@ class Placement:
         inner = draws.nodes.cpu()[:, jumping] if settings.nodes == "random" else None
         s_0 = torch.maximum(t - settings.delta, r)[jumping]
         counts = jump_counts(s_0 - r[jumping], order=settings.order, longest=settings.longest_jump)
-        most = settings.most_jumps if settings.lockstep else max([settings.order, *counts.tolist()])
+        most = settings.most_jumps
         nodes = jump_nodes(start=s_0, end=r[jumping], counts=counts, most=most, inner=inner)
         moving = [send(_rows(counts > j), device) for j in range(most)]
         return cls(
