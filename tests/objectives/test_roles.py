@@ -162,3 +162,10 @@ def test_bad_roles_are_named(mix: dict[str, float], words: list[str]) -> None:
     with pytest.raises(ValueError) as error:
         Roles.of(mix)
     assert all(word in str(error.value) for word in words)
+
+
+def test_only_the_ratios_of_the_weights_matter() -> None:
+    plain = Roles(one_step=2, any_step=1, tangent=0, fake=0).cycle()
+    assert sorted(plain) == [0, 0, 2]
+    for scale in (1e-3, 1 / 3, 1e4):
+        assert Roles(one_step=2 * scale, any_step=scale, tangent=0, fake=0).cycle() == plain
