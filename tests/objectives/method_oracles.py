@@ -162,6 +162,8 @@ def mean_flow(
     omega: float,
     kappa: float,
     p: float,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Tensor:
     a, b = logit_normal(len(x), g, -0.4, 1.0), logit_normal(len(x), g, -0.4, 1.0)
     jump = rand(len(x), g) < 0.5
@@ -172,6 +174,7 @@ def mean_flow(
     with torch.no_grad():
         own, free = field(x_t, t, t, cond), field(x_t, t, t, uncond.expand(len(x), -1))
         v = omega * (z - x) + kappa * own + (1 - omega - kappa) * free
+        v = torch.where(col((t > low) & (t < high)), v, z - x)
     state, time = x_t.clone().requires_grad_(), t.clone().requires_grad_()
     out = field(state, time, r, cond)
     change = torch.zeros_like(out)

@@ -139,7 +139,25 @@ def test_mean_flow(guidance: tuple[float, float], power: float) -> None:
     )
     step = objective.step(field, x, cond, uncond=uncond, generator=seeded(2))
     assert {"jump", "velocity"} == set(step.rows.roles)
+    assert [role == "jump" for role in step.rows.roles] == (step.rows.t > step.rows.r).tolist()
     expected = oracle.mean_flow(field, x, cond, uncond, seeded(2), omega=omega, kappa=kappa, p=power)
+    assert_equal(step.loss, expected, field)
+
+
+def test_mean_flow_guides_rows_inside_its_range_each_by_its_own_condition() -> None:
+    field = ToyField(1)
+    x, cond, _ = batch(ROWS)
+    uncond = cond.flip(0) * 2
+    objective = MeanFlow(
+        jumping=0.5, guidance=0.6, guidance_range=(0.4, 0.7), weight_power=0.0, derivative="forward"
+    )
+    step = objective.step(field, x, cond, uncond=uncond, generator=seeded(2))
+    guided = (step.rows.t > 0.4) & (step.rows.t < 0.7)
+    assert 0 < guided.sum() < ROWS
+    assert not guided[: int(guided.sum())].all()  # or their numbers would be those of the first rows
+    expected = oracle.mean_flow(
+        field, x, cond, uncond, seeded(2), omega=1.0, kappa=0.6, p=0.0, low=0.4, high=0.7
+    )
     assert_equal(step.loss, expected, field)
 
 
