@@ -13,7 +13,7 @@ import torch
 from twinflow.data.buckets import Buckets
 from twinflow.data.loader import collate
 from twinflow.data.pictures import to_pixels
-from twinflow.data.video import VideoDataset
+from twinflow.data.video import VideoDataset, read_clip
 from twinflow.errors import TwinflowError
 
 av = pytest.importorskip("av", reason="videos are read by PyAV: pip install twinflow[video]")
@@ -128,3 +128,58 @@ def test_the_first_frame_of_a_clip_is_its_source(tmp_path: Path) -> None:
         assert torch.equal(to_pixels(item["source"]), item["pixels"][:, 0])
     assert items[0]["source"].getpixel((4, 4)) != items[1]["source"].getpixel((4, 4))
     assert "source" not in VideoDataset(tmp_path, size=size, frames=5, fps=8)[0]
+
+
+def encode(path: Path, codec: str, *, count: int = 40, pixel: Fraction | None = None, **options: int) -> None:
+    """Frame ``i`` has the grey value ``6 i``."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(25))
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 32, 16, "yuv420p", 12
+        stream.bit_rate = 4_000_000
+        for name, value in options.items():
+            setattr(stream.codec_context, name, value)
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
+        for i in range(count):
+            picture = np.full((16, 32, 3), 6 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.mpg", "mpeg2video"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.avi", "mpeg4"),  # its first frame is not where it says that it begins, and leaps go too far
+        ("a.m2ts", "libx264"),  # leaps go too far
+    ],
+)
+def test_clips_of_every_container_are_those_of_all_frames_in_order(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    """Frames that are stored in another order than they are shown in, against decoding all of them."""
+    encode(tmp_path / name, codec, **({"max_b_frames": 2} if codec != "libvpx-vp9" else {}))
+    with av.open(str(tmp_path / name)) as container:
+        every = sorted((float(f.time), f.to_image().getpixel((4, 4))) for f in container.decode(video=0))
+    for fps in (25, 10):
+        for start in (0.0, 5 / fps, 10 / fps):
+            shown = [
+                picture.getpixel((4, 4))
+                for picture in read_clip(tmp_path / name, start=start, frames=5, fps=fps)
+            ]
+            moments = [every[0][0] + start + k / fps + 1e-6 for k in range(5)]
+            assert shown == [[grey for time, grey in every if time <= moment][-1] for moment in moments]
+
+
+@pytest.mark.parametrize(("pixel", "sides"), [(Fraction(2), (16, 64)), (Fraction(1, 2), (32, 32))])
+def test_pixels_that_are_not_square_are_made_so(
+    tmp_path: Path, pixel: Fraction, sides: tuple[int, int]
+) -> None:
+    """As of anamorphic films, which players stretch."""
+    encode(tmp_path / "a.mp4", "libx264", count=10, pixel=pixel)
+    (tmp_path / "a.txt").write_text("a clip")
+    data = VideoDataset(tmp_path, size=Buckets(((32, 32), (16, 32), (16, 64))), frames=3, fps=25)
+    assert data[0]["pixels"].shape == (3, 3, *sides)

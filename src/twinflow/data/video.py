@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,7 +133,7 @@ def examine(path: Path) -> Video:
         begun: float | None = None
         for frame in container.decode(stream):
             if begun is None:
-                begun, first = float(frame.time), upright(frame)
+                begun, first = float(frame.time), as_shown(frame, pixel=_pixel(stream))
             end = float(frame.time) - begun + length
     if first is None:
         raise ValueError("it has no frame")
@@ -144,37 +143,57 @@ def examine(path: Path) -> Video:
 def read_clip(path: Path, *, start: float, frames: int, fps: float) -> list[Image.Image]:
     """The RGB frames that are shown ``start``, ``start`` + 1 / ``fps``, … seconds after the first one."""
     moments = [start + k / fps + 1e-6 for k in range(frames)]
-    shown: list[Image.Image] = []
-    with _av().open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        begun = float((stream.start_time or 0) * stream.time_base)
-        if start > 0:  # to the last key frame before it
-            container.seek(int((begun + start) / stream.time_base), stream=stream, backward=True)
-        latest = None
-        for time, frame in _frames(container, stream, begun):
-            while latest is not None and len(shown) < frames and moments[len(shown)] < time:
-                shown.append(to_rgb(upright(latest)))
-            latest = frame
-            if len(shown) == frames:
-                break
-        while latest is not None and len(shown) < frames:
-            shown.append(to_rgb(upright(latest)))
-    if len(shown) < frames:
+    shown = _shown(path, moments, leap=start > 0) or _shown(path, moments, leap=False)
+    if not shown:
         raise TwinflowError(f"{path} ends before {start + frames / fps:.2f} s: has it changed? Start again")
     return shown
 
 
-def upright(frame: Any) -> Image.Image:
-    """The picture as a player turns it: phones store what was filmed on edge lying, with a note."""
-    turn = TURNS.get(getattr(frame, "rotation", 0) % 360)  # PyAV 14.0 does not know it
+def _shown(path: Path, moments: list[float], *, leap: bool) -> list[Image.Image]:
+    """What is shown at ``moments``; ``leap``: read from the last key frame before them, instead of from the start.
+
+    Nothing if there is no frame, or if the leap went too far, as it does in AVI and MPEG-TS.
+    """
+    shown: list[Image.Image] = []
+    with _av().open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        pixel = _pixel(stream)
+        coming = container.decode(stream)
+        latest = next(coming, None)
+        # Time is counted from the first frame: the container's own note of where it begins may be another.
+        begun = float(latest.time) if latest is not None else 0.0
+        if leap:
+            container.seek(int((begun + moments[0]) / stream.time_base), stream=stream, backward=True)
+            coming, latest = container.decode(stream), None
+        for frame in coming:
+            time = float(frame.time) - begun
+            if latest is None and time > moments[0]:
+                return []
+            while latest is not None and len(shown) < len(moments) and moments[len(shown)] < time:
+                shown.append(to_rgb(as_shown(latest, pixel=pixel)))
+            latest = frame
+            if len(shown) == len(moments):
+                break
+        while latest is not None and len(shown) < len(moments):
+            shown.append(to_rgb(as_shown(latest, pixel=pixel)))
+    return shown
+
+
+def as_shown(frame: Any, *, pixel: float) -> Image.Image:
+    """The picture as a player shows it. ``pixel``: width of its pixels by their height, made square here. Phones
+    store what was filmed on edge lying, with a note of how to turn it."""
     picture: Image.Image = frame.to_image()
+    if pixel != 1:
+        width, height = picture.size
+        sides = (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
+        picture = picture.resize(sides, Image.Resampling.LANCZOS)
+    turn = TURNS.get(getattr(frame, "rotation", 0) % 360)  # PyAV 14.0 does not know it
     return picture if turn is None else picture.transpose(turn)
 
 
-def _frames(container: Any, stream: Any, begun: float) -> Iterator[tuple[float, Any]]:
-    for frame in container.decode(stream):
-        yield float(frame.time) - begun, frame
+def _pixel(stream: Any) -> float:
+    return float(stream.sample_aspect_ratio or 1)
 
 
 def _av() -> Any:
