@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from twinflow.data.captioned_files import CaptionedFile, CaptionedFiles
 from twinflow.data.folder import FolderDataset
 from twinflow.errors import TwinflowError
 
@@ -247,3 +248,94 @@ def test_arguments(tmp_path):
     write(tmp_path / "a.png")
     with pytest.raises(IndexError):
         FolderDataset(tmp_path, size=8)[1]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("größer".encode("latin-1"), "not UTF-8"),
+        ("a cat".encode("utf-16-le"), "NUL"),
+        (b"\xef\xbb\xbf \r\n", "empty"),
+    ],
+)
+def test_captions_that_are_no_text(tmp_path, raw, words):
+    write(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(TwinflowError, match=rf"a.txt: .*{words}"):
+        FolderDataset(tmp_path, size=8)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"file_name": "a.png", "text": "größer"}'.encode("latin-1"), "not UTF-8"),
+        (b'{"file_name": "a.png", "text": "one", "text": "two"}', '"text" more than once'),
+        (b'{"file_name": "a.png", "text": "half \\ud800"}', "surrogate"),
+        (b'{"file_name": "a.png", "text": "a\\u0000b"}', "NUL"),
+        (b'{"file_name": "", "text": "one"}', "must be"),
+        (b'{"file_name": "' + b"a" * 5000 + b'", "text": "one"}', "missing"),
+    ],
+)
+def test_lines_of_metadata_that_are_no_text(tmp_path, line, words):
+    write(tmp_path / "a.png", caption=None)
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "fine"}\r\n' + line)
+    with pytest.raises(TwinflowError, match=rf"metadata.jsonl line 2: .*{words}"):
+        FolderDataset(tmp_path, size=8)
+    assert [item["caption"] for item in FolderDataset(tmp_path, size=8, on_error="skip")] == ["fine"]
+
+
+def test_only_a_line_feed_ends_a_line_of_metadata(tmp_path):
+    write(tmp_path / "a.png", caption=None)
+    caption = "one\u2028two\x85three"
+    line = json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf\r\n" + line.encode() + b"\r\n")
+    assert [item["caption"] for item in FolderDataset(tmp_path, size=8)] == [caption]
+
+
+def test_headers_alone(tmp_path):
+    """What is cut off is not seen at the start, and named when it is reached; what is no picture is seen."""
+    for name in ("a.png", "b.jpg"):
+        write(tmp_path / name, noise_image(64, 64))
+    raw = (tmp_path / "b.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(raw[: len(raw) // 2])
+    data = FolderDataset(tmp_path, size=8, check="headers")
+    assert data[0]["pixels"].shape == (3, 8, 8)
+    with pytest.raises(TwinflowError, match=r"b.jpg cannot be read \(.*truncated"):
+        data[1]
+    (tmp_path / "b.jpg").write_text("no picture")
+    with pytest.raises(TwinflowError, match=r"1 of 2.*\n.*b.jpg: .*Unidentified"):
+        FolderDataset(tmp_path, size=8, check="headers")
+
+
+def test_a_picture_that_is_gone_is_named(tmp_path):
+    write(tmp_path / "a.png")
+    data = FolderDataset(tmp_path, size=8)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(TwinflowError, match=r"a.png cannot be read \(FileNotFoundError"):
+        data[0]
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    write(tmp_path / "a.tif", Image.fromarray(np.full((8, 8), 0.5, np.float32)))
+    with pytest.raises(TwinflowError, match=r"a.tif: .*floating-point.*8 or 16 bits"):
+        FolderDataset(tmp_path, size=8)
+
+
+def test_listed_files_are_held_as_bytes(tmp_path):
+    """Of names of any kind and captions; less than two thirds of what is in them is added."""
+    files = [
+        CaptionedFile(
+            path=None if i % 3 == 0 else tmp_path / f"\udcff {i:06}.png",
+            captions=(f"a photograph, number {i}", "größer")[: 1 + i % 2],
+            source=tmp_path / f"{i}.png" if i % 3 != 1 else None,
+        )
+        for i in range(1000)
+    ]
+    held = CaptionedFiles(files)
+    assert list(held) == files
+    assert held[5:7] == files[5:7]
+    assert held[-1] == files[-1]
+    content = sum(len(str(p)) for f in files for p in (f.path, f.source) if p)
+    content += sum(len(caption) for f in files for caption in f.captions)
+    arrays = (held._paths, held._sources, held._captions)
+    assert sum(array.nbytes for array in arrays) < content * 5 / 3

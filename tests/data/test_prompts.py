@@ -74,3 +74,15 @@ def test_lines_without_a_source_among_lines_with_one(tmp_path: Path) -> None:
     with pytest.raises(TwinflowError, match=r'1 of 2 .*\n.*after.png: it has no "source"'):
         FolderDataset(tmp_path, size=8)
     assert len(FolderDataset(tmp_path, size=8, on_error="skip")) == 1
+
+
+def test_prompts_that_are_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only a line feed ends a line; what is left out is logged."""
+    raw = ["one\u2028and\x0bmore".encode(), "größer".encode("latin-1"), b"a\0b", "\xa0".encode(), b"two"]
+    (tmp_path / "p.txt").write_bytes(b"\r\n".join(raw))
+    with pytest.raises(TwinflowError, match=r"(?s)2 of 4 .*line 2: it is not UTF-8.*line 3: .*NUL"):
+        PromptsDataset(tmp_path / "p.txt")
+    data = PromptsDataset(tmp_path / "p.txt", on_error="skip")
+    assert [item["caption"] for item in data] == ["one\u2028and\x0bmore", "two"]
+    assert "line 2" in caplog.text
+    assert "line 3" in caplog.text

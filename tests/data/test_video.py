@@ -183,3 +183,17 @@ def test_pixels_that_are_not_square_are_made_so(
     (tmp_path / "a.txt").write_text("a clip")
     data = VideoDataset(tmp_path, size=Buckets(((32, 32), (16, 32), (16, 64))), frames=3, fps=25)
     assert data[0]["pixels"].shape == (3, 3, *sides)
+
+
+def test_headers_alone(tmp_path: Path) -> None:
+    """What the file says of its length is believed; that it is cut off is named when it is reached."""
+    write_video(tmp_path / "a.mp4")
+    write_video(tmp_path / "b.mkv")
+    raw = (tmp_path / "b.mkv").read_bytes()
+    (tmp_path / "b.mkv").write_bytes(raw[: len(raw) // 2])
+    data = VideoDataset(tmp_path, size=16, frames=8, fps=8, clips=None, check="headers")
+    assert [numbers(data[i]) for i in (0, 1)] == [[*range(8)], [*range(8, 16)]]
+    with pytest.raises(TwinflowError, match=r"b.mkv ends before 2.00 s"):
+        data[3]
+    with pytest.raises(TwinflowError, match=r"b.mkv: .*0.38 s long"):
+        VideoDataset(tmp_path, size=16, frames=16, fps=8, clips=None)

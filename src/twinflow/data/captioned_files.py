@@ -2,24 +2,64 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 # What "file_name" of a line names: a picture or a clip; "source" of an editing line names a picture.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"})
 METADATA_FILE = "metadata.jsonl"
+HAS_NUL = "has a NUL character, as UTF-16 has when it is read as UTF-8: save it as UTF-8"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionedFile:
     """A picture or clip and its captions, at least one, none of them empty."""
 
     path: Path | None  # None where there is a source and what to do with it alone
     captions: tuple[str, ...]
     source: Path | None = None  # the picture that the caption says how to edit
+
+
+class CaptionedFiles(Sequence[CaptionedFile]):
+    """Many of them, held as bytes rather than as objects, of which a million take a gigabyte."""
+
+    def __init__(self, files: Iterable[CaptionedFile]) -> None:
+        import pyarrow as pa
+
+        def names(paths: Iterable[Path | None]) -> Any:  # as bytes, since a name need not be UTF-8
+            return pa.array(
+                [None if path is None else os.fsencode(path) for path in paths], pa.large_binary()
+            )
+
+        listed = list(files)
+        self._paths = names(file.path for file in listed)
+        self._sources = names(file.source for file in listed)
+        texts = pa.large_list(pa.large_string())
+        self._captions = pa.array([file.captions for file in listed], texts)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> CaptionedFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CaptionedFile]: ...
+
+    def __getitem__(self, index: int | slice) -> CaptionedFile | Sequence[CaptionedFile]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        path, source = (
+            None if name is None else Path(os.fsdecode(name))
+            for name in (self._paths[index].as_py(), self._sources[index].as_py())
+        )
+        return CaptionedFile(path=path, captions=tuple(self._captions[index].as_py()), source=source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +106,9 @@ def _from_text_files(folder: Path, suffixes: frozenset[str]) -> Listing:
             listing.problems.append(Problem(name=str(name), text=problem))
             continue
         try:
-            caption = (folder / text_file).read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError:
-            problem = "the caption is not UTF-8: save it as UTF-8"
-            listing.problems.append(Problem(name=str(text_file), text=problem))
-            continue
-        if not caption:
-            problem = "the caption is empty: write one, or remove the picture"
-            listing.problems.append(Problem(name=str(text_file), text=problem))
+            caption = _caption((folder / text_file).read_bytes())
+        except ValueError as error:
+            listing.problems.append(Problem(name=str(text_file), text=str(error)))
             continue
         listing.files.append(CaptionedFile(path=folder / name, captions=(caption,)))
     captioned = {name.with_suffix("") for name in pictures}
@@ -84,12 +119,19 @@ def _from_text_files(folder: Path, suffixes: frozenset[str]) -> Listing:
     return listing
 
 
+def _caption(raw: bytes) -> str:
+    """The text of a caption file; ``ValueError`` says what is wrong with it."""
+    caption = decoded(raw, name="the caption").strip()
+    if not caption:
+        raise ValueError("the caption is empty: write one, or remove the picture")
+    if "\0" in caption:
+        raise ValueError(f"the caption {HAS_NUL}")
+    return caption
+
+
 def _from_metadata(folder: Path, metadata: Path) -> Listing:
     listing = Listing()
-    lines = metadata.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(metadata):
         try:
             listing.files.append(_metadata_entry(folder, line))
         except ValueError as error:
@@ -97,19 +139,52 @@ def _from_metadata(folder: Path, metadata: Path) -> Listing:
     return listing
 
 
-def _metadata_entry(folder: Path, line: str) -> CaptionedFile:
-    """One line ``{"file_name": …, "text": caption or list of captions, "source": …}``."""
+def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text file that are not blank, with their numbers from 1.
+
+    Only a line feed ends a line: JSON lets strings hold the other characters that ``str.splitlines`` ends lines at.
+    """
+    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if line.decode(errors="replace").strip():
+            yield number, line
+
+
+def decoded(raw: bytes, *, name: str) -> str:
+    """UTF-8 with or without a byte order mark; ``ValueError`` names what is not."""
     try:
-        entry: Any = json.loads(line)
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8: save it as UTF-8") from None
+
+
+def json_entry(line: bytes) -> Any:
+    """The value of a line of JSON; ``ValueError`` says what is wrong with it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'it has "{name}" more than once: leave one (several captions are a list)')
+        return dict(pairs)
+
+    text = decoded(line, name="it")
+    try:
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON ({error}): correct the line") from None
-    named = isinstance(entry, dict) and ({"file_name", "source"} & entry.keys()) and "text" in entry
+
+
+def _metadata_entry(folder: Path, line: bytes) -> CaptionedFile:
+    """One line ``{"file_name": …, "text": caption or list of captions, "source": …}``."""
+    entry = json_entry(line)
+    named = isinstance(entry, dict) and (entry.get("file_name") or entry.get("source")) and "text" in entry
     if not named or not all(isinstance(entry.get(key, ""), str) for key in ("file_name", "source")):
         raise ValueError('it must be {"file_name": "…", "text": "…"}: add what is missing')
     name = entry.get("file_name") or entry["source"]
     captions = captions_of(entry["text"], name=name)
     for key in ("file_name", "source"):
-        if entry.get(key) and not (folder / entry[key]).is_file():
+        if entry.get(key) and not _is_file(folder / entry[key]):
             raise ValueError(f"the picture {entry[key]} is missing: add it, or remove the line")
     return CaptionedFile(
         path=folder / entry["file_name"] if entry.get("file_name") else None,
@@ -118,11 +193,26 @@ def _metadata_entry(folder: Path, line: str) -> CaptionedFile:
     )
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no file has such a name: it is too long
+        return False
+
+
 def captions_of(text: Any, *, name: str) -> tuple[str, ...]:
     """A caption or a list of captions, stripped; ``ValueError`` says what is wrong with those of ``name``."""
     captions = list(text) if isinstance(text, (list, tuple)) else [text]
     if not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f'"text" of {name} must be a caption or a list of captions: correct it')
-    if not captions or not all(caption.strip() for caption in captions):
+    bare = tuple(caption.removeprefix("\ufeff").strip() for caption in captions)
+    if not bare or not all(bare):
         raise ValueError(f"a caption of {name} is empty: write one, or remove the line")
-    return tuple(caption.strip() for caption in captions)
+    for caption in bare:
+        if "\0" in caption:
+            raise ValueError(f"a caption of {name} {HAS_NUL}")
+        if not caption.isascii() and any("\ud800" <= character <= "\udfff" for character in caption):
+            raise ValueError(
+                f"a caption of {name} has half of a surrogate pair, which is no text: correct it"
+            )
+    return bare

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,22 @@ import torch
 from PIL import Image
 
 from twinflow.data.buckets import Buckets
-from twinflow.data.captioned_files import METADATA_FILE, CaptionedFile, Listing, Problem, list_captioned_files
+from twinflow.data.captioned_files import (
+    METADATA_FILE,
+    CaptionedFile,
+    CaptionedFiles,
+    Listing,
+    Problem,
+    list_captioned_files,
+)
 from twinflow.data.encoding import caption_at
-from twinflow.data.pictures import fit, open_picture, to_pixels, upright_sides
+from twinflow.data.pictures import FLOATS, fit, open_picture, to_pixels, upright_sides
 from twinflow.errors import TwinflowError
 
 SHOWN_PROBLEMS = 5
+MANY = 10_000  # files, which take a while to look at
 OnError = Literal["raise", "skip"]
+Check = Literal["all", "headers"]
 logger = logging.getLogger(__name__)
 
 
@@ -38,9 +48,10 @@ class FolderDataset:
 
     ``pictures`` false: items without "pixels", of captions and source pictures alone.
 
-    Building the dataset decodes every file. Missing pictures, missing or empty captions and files that cannot
-    be read are one :class:`TwinflowError` that names them; with ``on_error="skip"`` they are logged and left
-    out.
+    Building the dataset decodes every file, or with ``check="headers"`` reads their first bytes alone: a picture
+    that is cut off is then found when it is reached. Missing pictures, missing or empty captions and files that
+    cannot be read are one :class:`TwinflowError` that names them; with ``on_error="skip"`` they are logged and
+    left out.
     """
 
     def __init__(
@@ -51,6 +62,7 @@ class FolderDataset:
         on_error: OnError = "raise",
         seed: int = 0,
         pictures: bool = True,
+        check: Check = "all",
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
@@ -60,12 +72,13 @@ class FolderDataset:
             self.path,
             self._list,
             lambda file: [path for path in (file.path if pictures else None, file.source) if path],
-            why_unreadable,
+            partial(why_unreadable, check=check),
             on_error=on_error,
             kind="picture",
         )
-        self.files: list[CaptionedFile] = listing
-        self.bucket_of = [self._bucket(file) for file in listing]
+        self.files = CaptionedFiles(listing)
+        with ThreadPoolExecutor() as pool:
+            self.bucket_of = list(pool.map(self._bucket, listing))
         # In shared memory, so that worker processes of a loader that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -75,7 +88,8 @@ class FolderDataset:
         for file in without:
             text = 'it has no "file_name", the picture after the edit: add it, or train without (pictures: false)'
             listing.problems.append(Problem(name=str(file.source), text=text))
-        listing.files = [file for file in listing.files if file not in without]
+        if without:
+            listing.files = [file for file in listing.files if file.path is not None]
         return listing
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,9 +105,9 @@ class FolderDataset:
         file, sides = self.files[index], self.buckets.sides[self.bucket_of[index]]
         item: dict[str, Any] = {"caption": self.caption(index)}
         if self.pictures and file.path is not None:
-            item["pixels"] = to_pixels(fit(open_picture(file.path), sides))
+            item["pixels"] = to_pixels(fit(_opened(file.path), sides))
         if file.source is not None:
-            item["source"] = fit(open_picture(file.source), sides)
+            item["source"] = fit(_opened(file.source), sides)
         if len(file.captions) > 1:
             item["captions"] = file.captions
         return item
@@ -110,9 +124,14 @@ class FolderDataset:
         with Image.open(seen) as image:
             return self.buckets.nearest(*upright_sides(image))
 
-    def content_files(self) -> list[Path]:
-        """All files whose contents the items depend on, those with captions apart."""
-        return [path for file in self.files for path in (file.path, file.source) if path is not None]
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return open_picture(path)
+    except Exception as error:  # it was sound when the data set was built
+        raise TwinflowError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): put it back, or start again without it"
+        ) from error
 
 
 def readable_files(
@@ -131,6 +150,8 @@ def readable_files(
     if not folder.is_dir():
         raise TwinflowError(f"{folder} is not a folder: give a folder of {kind}s with captions")
     listing = list_files(folder)
+    if len(listing.files) >= MANY:
+        logger.info("%s: looking at %d %ss", folder, len(listing.files), kind)
     readable, unreadable = _check(folder, listing.files, needed, reason, kind)
     problems = listing.problems + unreadable
     if problems and on_error == "raise":
@@ -168,15 +189,19 @@ def _check(
     return readable, [problem for problem in faults if problem is not None]
 
 
-def why_unreadable(path: Path) -> str | None:
-    """Read the whole file as cheaply as its format allows; ``None`` if it is sound."""
+def why_unreadable(path: Path, *, check: Check = "all") -> str | None:
+    """Read the whole file as cheaply as its format allows, or what it begins with; ``None`` if that is sound."""
     try:
         with Image.open(path) as image:
-            if image.format == "PNG":
+            if check == "headers":
+                pass
+            elif image.format == "PNG":
                 image.verify()  # checksums of all chunks
             else:
                 image.draft("RGB", (1, 1))  # JPEG: decode at an eighth of the size; others: no effect
                 image.load()  # verify() does not notice a truncated JPEG
+            if image.mode == "F":
+                return FLOATS
     except Exception as error:  # decoders raise whatever a broken file leads them to
         return f"{type(error).__name__}: {error}".replace(str(path), path.name)
     return None

@@ -17,7 +17,7 @@ from twinflow.pipelines.checkpoint import Manifest
 # Parts of a pipeline that training changes, or that have no say in what is encoded.
 TRAINED = ("transformer", "transformer_2", "scheduler")
 # Settings of a data section that don't change what an example is.
-FREE = ("cache", "encode_batch", "window", "path")
+FREE = ("cache", "check", "encode_batch", "window", "path")
 SHOWN = 5
 
 Stat = tuple[int, int, str]  # size, time of the last change, hash

@@ -34,7 +34,12 @@ def open_data(settings: Any, *, seed: int) -> Any:
         from twinflow.data.folder import FolderDataset
 
         return FolderDataset(
-            settings.path, size=size, on_error=on_error, seed=seed, pictures=settings.pictures
+            settings.path,
+            size=size,
+            on_error=on_error,
+            seed=seed,
+            pictures=settings.pictures,
+            check=settings.check,
         )
     if settings.kind == "video":
         from twinflow.data.video import VideoDataset
@@ -48,6 +53,7 @@ def open_data(settings: Any, *, seed: int) -> Any:
             first_frame=settings.source == "first_frame",
             on_error=on_error,
             seed=seed,
+            check=settings.check,
         )
     from twinflow.data.shards import open_table
     from twinflow.data.stream import StreamDataset

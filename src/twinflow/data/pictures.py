@@ -12,6 +12,8 @@ from torch import Tensor
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: those that exchange height and width
 
+FLOATS = "it has floating-point numbers: save it with 8 or 16 bits a channel"
+
 
 def open_picture(source: Path | str | bytes) -> Image.Image:
     """The picture, upright (EXIF) and in RGB."""
@@ -38,7 +40,12 @@ def upright_sides(image: Image.Image) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: transparency on white, 16-bit grey scaled (PIL's own conversion clips it)."""
+    """Any mode as RGB: transparency on white, 16-bit grey scaled (PIL's own conversion clips it).
+
+    ``ValueError`` for floating-point numbers, of which nobody says what is white.
+    """
+    if image.mode == "F":
+        raise ValueError(FLOATS)
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float64) / 257
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from twinflow.data.captioned_files import Problem, captions_of
+from twinflow.data.captioned_files import Problem, captions_of, decoded, json_entry, lines_of
 from twinflow.data.folder import OnError, describe_problems
 from twinflow.errors import TwinflowError
+
+logger = logging.getLogger(__name__)
 
 
 class PromptsDataset:
@@ -21,14 +23,12 @@ class PromptsDataset:
     def __init__(self, path: str | Path, *, on_error: OnError = "raise") -> None:
         self.path = Path(path)
         try:
-            lines = self.path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = list(lines_of(self.path))
+        except OSError as error:
             raise TwinflowError(f"{self.path} can't be read as a text file of prompts: {error}") from error
         self.prompts: list[tuple[str, ...]] = []
         problems = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for number, line in lines:
             try:
                 self.prompts.append(self._prompts(line))
             except ValueError as error:
@@ -36,16 +36,15 @@ class PromptsDataset:
         if problems and on_error == "raise":
             total = len(problems) + len(self.prompts)
             raise TwinflowError(describe_problems(str(self.path), problems, total=total))
+        for problem in problems:
+            logger.warning("%s: left out %s", self.path, problem)
         if not self.prompts:
             raise TwinflowError(f"{self.path} has no prompt: write one a line")
 
-    def _prompts(self, line: str) -> tuple[str, ...]:
+    def _prompts(self, line: bytes) -> tuple[str, ...]:
         if self.path.suffix != ".jsonl":
-            return (line.strip(),)
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"it is not JSON ({error}): correct the line") from None
+            return captions_of(decoded(line, name="it"), name="it")
+        entry = json_entry(line)
         if not isinstance(entry, dict) or "text" not in entry:
             raise ValueError('it must be {"text": "…"}: add what is missing')
         return captions_of(entry["text"], name="it")
@@ -57,9 +56,6 @@ class PromptsDataset:
         prompts = self.prompts[index]
         item: dict[str, Any] = {"caption": prompts[0]}
         return item | ({"captions": prompts} if len(prompts) > 1 else {})
-
-    def content_files(self) -> list[Path]:
-        return [self.path]
 
 
 class WithoutPictures:

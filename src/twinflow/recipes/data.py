@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from twinflow.recipes.section import AtLeastOne, Section, Seed
 
+# Before training decode every file, or read what it begins with: a million pictures take long.
+Check = Literal["all", "headers"]
+
 
 class DataSection(Section):
     """What all data sets have in common."""
@@ -92,6 +95,7 @@ class FolderData(PictureData):
     kind: Literal["folder"]
     path: Annotated[str, Field(min_length=1)]
     pictures: bool = True  # false: captions, and sources of edits, alone: for image-free training
+    check: Check = "all"
 
 
 class ColumnNames(Section):
@@ -140,6 +144,7 @@ class VideoData(PictureData):
     )
     # first_frame: the source picture of a model that sets pictures in motion is the first frame of the clip
     source: Literal["first_frame"] | None = None
+    check: Check = "all"
 
 
 class PromptsData(DataSection):
