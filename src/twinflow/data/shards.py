@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,15 @@ BUILDERS = {
 
 @dataclass(kw_only=True)
 class Table:
-    """An open table. ``files``: the local files that it was read from; none for a data set on the hub."""
+    """An open table. ``files``: the local files that it was read from; none for a data set on the hub.
+
+    ``folder``: beside which its rows name pictures, if they do so by relative paths.
+    """
 
     name: str
     rows: Any  # datasets.Dataset, or datasets.IterableDataset if it is streamed
     files: list[Path] = field(default_factory=list)
+    folder: Path | None = None
 
 
 def open_table(
@@ -56,27 +64,39 @@ def open_table(
     if files is None:
         return Table(name=path, rows=_load(path, path, split=split, streaming=streaming, **(options or {})))
     if files == [Path(path)] and Path(path).is_dir():
-        return Table(
-            name=path, rows=_saved(path, split, streaming), files=sorted(Path(path).rglob("*.arrow"))
-        )
+        arrow = [file for file in saved_files(Path(path)) if file.suffix == ".arrow"]
+        rows = _saved(path, split, streaming)
+        return Table(name=path, rows=rows, files=arrow, folder=Path(path))
     builder = BUILDERS[files[0].suffix]
+    folder = Path(path) if Path(path).is_dir() else Path(os.path.commonpath([file.parent for file in files]))
 
-    def load(sound: list[Path]) -> Table:
-        names = [str(file) for file in sound]
-        rows = _load(path, builder, split="train", streaming=streaming, data_files=names, **(options or {}))
-        return Table(name=path, rows=rows, files=sound)
+    def load(sound: list[Path], **more: Any) -> Table:
+        names = [glob.escape(str(file)) for file in sound]
+        rows = _load(
+            path, builder, split="train", streaming=streaming, data_files=names, **(options or {}), **more
+        )
+        return Table(name=path, rows=rows, files=sound, folder=folder)
 
     sound = _sound(path, files, why_broken, on_error)
+    sound = [file for file in sound if not _has_no_row(file)]  # which ``datasets`` can't read
+    if not sound:
+        raise TwinflowError(f"{path} has no row")
+    more: dict[str, Any] = {}
     try:
         return load(sound)
-    except TwinflowError:  # find the shard, to name it or to leave it out
-        return load(_sound(path, sound, why_unreadable_table, on_error))
+    except TwinflowError:
+        if builder == "webdataset":
+            more = {"features": features_of(sound)}
+            with suppress(TwinflowError):
+                return load(sound, **more)
+        # Find the shard, to name it or to leave it out.
+        return load(_sound(path, sound, partial(why_unreadable_table, **more), on_error), **more)
 
 
 def local_files(path: str) -> list[Path] | None:
     """The files that ``path`` names, in order; ``None`` if it can only be the name of a data set on the hub."""
     place = Path(path)
-    if glob.has_magic(path):
+    if glob.has_magic(path) and not place.exists():
         files = sorted(Path(name) for name in glob.glob(path, recursive=True))
         if not files:
             raise TwinflowError(f"no file matches {path}")
@@ -101,6 +121,51 @@ def local_files(path: str) -> list[Path] | None:
             f"{path} names files of the kinds {', '.join(kinds)}: give files of one of {', '.join(BUILDERS)}"
         )
     return files
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """What ``Dataset.save_to_disk`` wrote to ``folder``. ``datasets`` keeps its own notes beside it."""
+    states = sorted(folder.rglob("state.json"))
+    listed = [
+        state.parent / part["filename"]
+        for state in states
+        for part in json.loads(state.read_text()).get("_data_files", ())
+    ]
+    return [*states, *listed]
+
+
+def features_of(archives: Sequence[Path]) -> Any:
+    """Columns of webdataset shards by the names of all their members.
+
+    ``datasets`` itself goes by the first five examples: it refuses them if one of them lacks something, and all
+    later ones whose JSON has other types.
+    """
+    import datasets
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
+
+    texts = dict.fromkeys(("txt", "text", "transcript"), datasets.Value("string"))
+    texts |= dict.fromkeys(("json", "jsn"), datasets.Json()) if hasattr(datasets, "Json") else {}
+    pictures = {suffix: datasets.Image() for suffix in WebDataset.IMAGE_EXTENSIONS}
+    found = {}
+    for file in archives:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                name = base_plus_ext(member.name)[1] if member.isfile() else None
+                if name is None or name in found:
+                    continue
+                suffix = name.split(".")[-1].lower()
+                unread = None if suffix in WebDataset.DECODERS else datasets.Value("binary")
+                found[name] = texts.get(suffix) or pictures.get(suffix) or unread
+    columns = {name: feature for name, feature in found.items() if feature is not None}
+    return datasets.Features(columns | dict.fromkeys(("__key__", "__url__"), datasets.Value("string")))
+
+
+def _has_no_row(file: Path) -> bool:
+    if file.suffix != ".parquet":
+        return False
+    from pyarrow import parquet
+
+    return bool(parquet.ParquetFile(file).metadata.num_rows == 0)
 
 
 def why_broken(file: Path) -> str | None:
@@ -133,7 +198,7 @@ def _why_broken_archive(file: Path) -> str | None:
     return None
 
 
-def why_unreadable_table(file: Path) -> str | None:
+def why_unreadable_table(file: Path, **more: Any) -> str | None:
     """What is wrong with a shard, found by reading all of it."""
     try:
         if file.suffix == ".parquet":
@@ -142,9 +207,9 @@ def why_unreadable_table(file: Path) -> str | None:
             for _ in parquet.ParquetFile(file).iter_batches():
                 pass
         else:
-            for _ in _load(
-                str(file), BUILDERS[file.suffix], split="train", streaming=True, data_files=str(file)
-            ):
+            name = glob.escape(str(file))
+            builder = BUILDERS[file.suffix]
+            for _ in _load(str(file), builder, split="train", streaming=True, data_files=name, **more):
                 pass
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -177,7 +242,7 @@ def _saved(path: str, split: str, streaming: bool) -> Any:
         table = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
     except Exception as error:
         raise TwinflowError(f"{path} can't be read: {type(error).__name__}: {error}") from error
-    return table.to_iterable_dataset(num_shards=64) if streaming else table
+    return table.to_iterable_dataset(num_shards=max(1, min(64, len(table)))) if streaming else table
 
 
 def _load(path: str, what: str, **arguments: Any) -> Any:
