@@ -18,7 +18,9 @@ from twinflow.data.cache import (
     CachedRows,
     check_folder,
     check_identity,
+    claimed,
     read_index,
+    remember_files,
     write_cache,
 )
 from twinflow.data.digits import DIGIT_CAPTIONS
@@ -95,6 +97,7 @@ def open_cache(recipe: Recipe) -> CachedRows:
     rows = CachedRows(recipe.data.cache)
     hashes = FileHashes(rows.index["files"])
     check_identity(rows.folder, rows.index, _identity(recipe, hashes))
+    remember_files(rows, hashes)
     return rows
 
 
@@ -109,13 +112,13 @@ def cache(recipe: Recipe, *, progress: Callable[[int, int], None] | None = None)
     identity = _identity(recipe, hashes)  # before the work: files that change meanwhile differ from it
     check_folder(folder, identity)
     dataset = open_data(data, seed=recipe.train.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with recorded(folder / RECORD_FILE):
-        pipe = build_model(recipe, dataset)
-        with suppress(Exception):  # what the plan of a run asks of them; not every family can be planned
-            backbone_of(pipe)
-    encoder = ItemEncoder(pipe, unconditional=recipe.unconditional_prompt, together=data.encode_batch)
-    write_cache(folder, dataset, encoder, identity=identity, hashes=hashes, progress=progress)
+    with claimed(folder):
+        with recorded(folder / RECORD_FILE):
+            pipe = build_model(recipe, dataset)
+            with suppress(Exception):  # what the plan of a run asks of them; not every family can be planned
+                backbone_of(pipe)
+        encoder = ItemEncoder(pipe, unconditional=recipe.unconditional_prompt, together=data.encode_batch)
+        write_cache(folder, dataset, encoder, identity=identity, hashes=hashes, progress=progress)
     return CachedRows(folder)
 
 

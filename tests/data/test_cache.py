@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,16 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from twinflow.data.cache import CachedRows, check_identity, read_index, write_cache
+from twinflow.data.cache import (
+    CachedRows,
+    claimed,
+    read_index,
+    write_cache,
+)
 from twinflow.data.encoding import EncodedBatch, ItemEncoder
-from twinflow.data.identity import FileHashes, data_identity, differences, model_identity
 from twinflow.data.loader import OnlineExamples
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.geometry import Size
-from twinflow.recipes.data import FolderData
 
-from .cache_tiny import IDENTITY, write
+from .cache_tiny import write
 
 TESTS = Path(__file__).parents[1]
 
@@ -168,67 +170,44 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     assert CachedRows(tmp_path).row(5).captions == ("blue",)
 
 
-def test_identities_name_what_differs(tmp_path: Path) -> None:
-    check_identity(tmp_path, {"identity": IDENTITY}, IDENTITY)
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == [
-        "a.c: 2 in the cache, None now",
-        "a.d: None in the cache, 3 now",
-    ]
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    program = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
+        "print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "1\n"
+        refused = pytest.raises(TwinflowError, match="another process is writing the cache .*wait for it")
+        with refused, claimed(tmp_path / "a"):
+            pass
+        other.kill()  # which leaves the file, but nobody who holds it
+    with claimed(tmp_path / "a"):
+        assert write(tmp_path / "a") == 0
 
 
-def test_contents_of_files_count_and_their_place_does_not(tmp_path: Path) -> None:
-    first, second = tmp_path / "one", tmp_path / "two"
-    for folder in (first, second):
-        folder.mkdir()
-        Image.new("RGB", (8, 8), "red").save(folder / "a.png")
-        (folder / "a.txt").write_text("red")
-
-    def identity(folder: Path, hashes: FileHashes | None = None, **more: Any) -> Any:
-        settings = FolderData.model_validate({"kind": "folder", "path": str(folder), "size": 8, **more})
-        return data_identity(settings, hashes=hashes or FileHashes())
-
-    hashes = FileHashes()
-    before = identity(first, hashes)
-    assert before == identity(second) == identity(first, cache="x", encode_batch=3)
-    assert differences(before, identity(first, size=16)) == ["size: 8 in the cache, 16 now"]
-    (first / "a.txt").write_text("rot")
-    (line,) = differences(before, identity(first, FileHashes(json.loads(json.dumps(hashes.known)))))
-    assert line.startswith("contents.a.txt: ")
-
-
-def test_files_that_did_not_change_are_not_read_again(tmp_path: Path) -> None:
-    file = tmp_path / "big.safetensors"
-    file.write_bytes(b"1234")
-    hashes = FileHashes()
-    first = hashes.of(tmp_path, [file], prefix="model")
-    stat = file.stat()
-    file.write_bytes(b"5678")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # looks as before: nobody opens it
-    assert FileHashes(hashes.known).of(tmp_path, [file], prefix="model") == first
-    assert FileHashes().of(tmp_path, [file], prefix="model") != first
-
-
-def test_a_models_identity_is_its_encoders(tmp_path: Path) -> None:
-    parts = {
-        "_class_name": "P",
-        "vae": ["diffusers", "V"],
-        "transformer": ["diffusers", "T"],
-        "x": [None, None],
-    }
-    (tmp_path / "model_index.json").write_text(json.dumps(parts))
-    for name in ("vae", "transformer"):
-        (tmp_path / name).mkdir()
-        for file in ("config.json", "model.safetensors"):
-            (tmp_path / name / file).write_text(name)
-
-    def identity(**settings: Any) -> dict[str, Any]:
-        return model_identity(str(tmp_path), settings=settings, hashes=FileHashes())
-
-    before = identity(call={"height": 8, "image": Image.new("RGB", (2, 2))})
-    assert sorted(before["files"]) == ["transformer/config.json", "vae/config.json", "vae/model.safetensors"]
-    (tmp_path / "transformer" / "model.safetensors").write_text("trained")
-    assert identity(call={"height": 8, "image": Image.new("RGB", (2, 2))}) == before
-    red = identity(call={"height": 8, "image": Image.new("RGB", (2, 2), "red")})
-    assert [line.split(":")[0] for line in differences(before, red)] == ["call.image"]
-    (tmp_path / "vae" / "model.safetensors").write_text("other")
-    assert len(differences(red, identity(call={"height": 8, "image": Image.new("RGB", (2, 2), "red")}))) == 1
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The first shard does not fit; once there is room the same call goes on, and nothing half-written is left."""
+    write(tmp_path / "whole")
+    sizes = [(tmp_path / "whole" / f"rows_{i:06}.safetensors").stat().st_size for i in range(2)]
+    index = (tmp_path / "whole" / "index.json").stat().st_size
+    assert sizes[1] < sizes[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(index, sizes[0] - 1), hard))
+    try:
+        with pytest.raises(TwinflowError) as caught:
+            write(tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for words in (
+        "rows_000000.safetensors could not be written",
+        "File too large",
+        "MiB are free",
+        "same command",
+    ):
+        assert words in str(caught.value)
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == ["index.json"]
+    assert write(tmp_path / "cut") == 0
+    assert len(CachedRows(tmp_path / "cut")) == 22

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,46 @@ FORMAT = 1
 SHARD_ROWS = 256
 OPEN_SHARDS = 256
 HIDDEN = ".writing-"
+LOCK_FILE = ".lock"
 
 
 def shard_name(number: int) -> str:
     return f"rows_{number:06}.safetensors"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """``folder`` for one writer alone, as long as its process lives; ``TwinflowError`` if there is another."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TwinflowError(
+                f"another process is writing the cache {folder}: wait for it, or name another folder as data.cache"
+            ) from None
+        except (ImportError, OSError):  # neither Windows nor every shared disk has such locks
+            pass
+        yield
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Turn a failure to write ``file`` into an error with the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        (file.with_name(HIDDEN + file.name)).unlink(missing_ok=True)
+        there = next(place for place in (file, *file.absolute().parents) if place.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        raise TwinflowError(
+            f"{file} could not be written ({error}); {free:,.0f} MiB are free there. What is complete stays: make "
+            "room, or see to the permissions, and run the same command again, which goes on from there"
+        ) from error
 
 
 def write_cache(
@@ -46,7 +84,8 @@ def write_cache(
     """Encode ``dataset`` into ``folder``; how many rows were there already.
 
     A shard is complete under its name or not there, so that after a kill the same call goes on. What the folder
-    holds of another ``identity`` is refused. ``extra``: JSON that is kept beside it.
+    holds of another ``identity`` is refused. ``extra``: JSON that is kept beside it. One process at a time:
+    :func:`claimed`.
     """
     total = len(dataset)
     index = {
@@ -110,7 +149,8 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
         index = read_index(folder)
         check_identity(folder, index, identity)
         return index
-    if folder.is_dir() and any(RECORD_FILE not in file.name for file in folder.iterdir()):
+    ours = (RECORD_FILE, LOCK_FILE)
+    if folder.is_dir() and not all(any(name in file.name for name in ours) for file in folder.iterdir()):
         raise TwinflowError(f"{folder} is not empty and holds no cache: name a new folder as data.cache")
     return None
 
@@ -186,16 +226,28 @@ class CachedRows:
         return self._open[number]
 
 
+def remember_files(rows: CachedRows, hashes: FileHashes) -> None:
+    """Keep the hashes of files that were read again, so that the next run need not; and let go of all of them."""
+    former = rows.index.pop("files")
+    if {name: tuple(stat) for name, stat in former.items()} != hashes.known:
+        beside = rows.folder / f"{HIDDEN}{os.getpid()}-{INDEX_FILE}"
+        with suppress(OSError):  # a cache may be on a disk that can only be read
+            beside.write_text(json.dumps(rows.index | {"files": hashes.known}) + "\n")
+            _into_place(beside, rows.folder / INDEX_FILE)
+
+
 def _write_shard(file: Path, tensors: dict[str, Tensor], rows: str) -> None:
     hidden = file.with_name(HIDDEN + file.name)
-    save_tensors(tensors, hidden, metadata={"rows": rows})
-    _into_place(hidden, file)
+    with explained(file):
+        save_tensors(tensors, hidden, metadata={"rows": rows})
+        _into_place(hidden, file)
 
 
 def _write_text(file: Path, text: str) -> None:
     hidden = file.with_name(HIDDEN + file.name)
-    hidden.write_text(text)
-    _into_place(hidden, file)
+    with explained(file):
+        hidden.write_text(text)
+        _into_place(hidden, file)
 
 
 def _into_place(hidden: Path, file: Path) -> None:

@@ -94,10 +94,15 @@ def list_captioned_files(folder: Path, *, suffixes: frozenset[str] = IMAGE_SUFFI
     return listing
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """Relative to ``folder``, in order, those of its subfolders too, but none that is hidden or in a hidden one."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
+
+
 def _from_text_files(folder: Path, suffixes: frozenset[str]) -> Listing:
     listing = Listing()
-    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    visible = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
+    visible = visible_files(folder)
     pictures = [name for name in visible if name.suffix.lower() in suffixes]
     for name in pictures:
         text_file = name.with_suffix(".txt")

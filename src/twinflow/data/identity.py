@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.assets import locate
-from twinflow.data.shards import local_files
+from twinflow.data.captioned_files import (
+    IMAGE_SUFFIXES,
+    METADATA_FILE,
+    VIDEO_SUFFIXES,
+    list_captioned_files,
+    visible_files,
+)
+from twinflow.data.shards import local_files, saved_files
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.checkpoint import Manifest
 
@@ -19,12 +26,18 @@ TRAINED = ("transformer", "transformer_2", "scheduler")
 # Settings of a data section that don't change what an example is.
 FREE = ("cache", "check", "encode_batch", "window", "path")
 SHOWN = 5
+# Counted up when items are made otherwise than by an earlier version, so that caches of then are refused.
+PREPARATION = {"video": 2, "dataset": 2}
 
-Stat = tuple[int, int, str]  # size, time of the last change, hash
+Stat = tuple[int, int, int, str]  # size, times of the last change of contents and of anything, hash
 
 
 class FileHashes:
-    """Hashes of files' contents. A file of the same size and time of change as before is not read again."""
+    """Hashes of files' contents. A file of the same size and times of change as before is not read again.
+
+    The second time is the file system's own: unlike that of the contents, no tool sets it back when it puts another
+    file in the place of one.
+    """
 
     def __init__(self, known: Mapping[str, Any] | None = None) -> None:
         self.known: dict[str, Stat] = {name: tuple(stat) for name, stat in (known or {}).items()}  # type: ignore[misc]
@@ -40,11 +53,12 @@ class FileHashes:
         stat = file.stat()
         key = f"{prefix} {file.resolve()}"
         known = self.known.get(key)
-        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-            return known[2]
+        seen = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if known is not None and known[:3] == seen:
+            return known[3]
         with file.open("rb") as raw:
             value = hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        self.known[key] = (stat.st_size, stat.st_mtime_ns, value)
+        self.known[key] = (*seen, value)
         return value
 
 
@@ -92,6 +106,8 @@ def data_identity(settings: Any, *, hashes: FileHashes) -> dict[str, Any]:
     Of a data set on the hub there is its name and revision alone.
     """
     said = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE}
+    if settings.kind in PREPARATION:
+        said["preparation"] = PREPARATION[settings.kind]
     path = getattr(settings, "path", None)
     if path is None:
         return said
@@ -101,15 +117,26 @@ def data_identity(settings: Any, *, hashes: FileHashes) -> dict[str, Any]:
         if files is None:
             return said | {"hub": path}
         if files == [place] and place.is_dir():
-            files = [file for file in place.rglob("*") if file.is_file()]
+            files = saved_files(place)
     elif place.is_dir():
-        files = [file for file in place.rglob("*") if file.is_file() and not _hidden(file, place)]
+        files = captioned_contents(place, VIDEO_SUFFIXES if settings.kind == "video" else IMAGE_SUFFIXES)
     elif place.is_file():
         files = [place]
     else:
         raise TwinflowError(f"there is no file or folder {path}")
     folder = place if place.is_dir() else place.parent
     return said | {"contents": _digest(hashes.of(folder, files, prefix="data"))}
+
+
+def captioned_contents(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """The files of ``folder`` that a data set of pictures or clips is made of, and those elsewhere that its
+    ``metadata.jsonl`` names. What else lies there, say the cache itself, is none of it."""
+    metadata = folder / METADATA_FILE
+    if metadata.is_file():
+        named = list_captioned_files(folder, suffixes=suffixes).files
+        return [metadata, *(path for file in named for path in (file.path, file.source) if path is not None)]
+    used = suffixes | {".txt"}
+    return [folder / name for name in visible_files(folder) if name.suffix.lower() in used]
 
 
 def differences(former: Any, present: Any, name: str = "") -> list[str]:
@@ -147,10 +174,6 @@ def _plain(value: Any) -> Any:
         return value
     raw = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _relative(file: Path, folder: Path) -> str:
