@@ -11,6 +11,7 @@ from PIL import Image
 
 from twinflow.data.captioned_files import CaptionedFile, CaptionedFiles
 from twinflow.data.folder import FolderDataset
+from twinflow.data.pictures import fit
 from twinflow.errors import TwinflowError
 
 
@@ -339,3 +340,21 @@ def test_listed_files_are_held_as_bytes(tmp_path):
     content += sum(len(caption) for f in files for caption in f.captions)
     arrays = (held._paths, held._sources, held._captions)
     assert sum(array.nbytes for array in arrays) < content * 5 / 3
+
+
+def test_what_is_cropped_is_the_centre_undistorted():
+    """Numerically: red grows along the width and green along the height, so that each pixel says where it was."""
+    rng = np.random.default_rng(0)
+    for height, width in [(300, 90), (90, 300), (97, 101), *rng.integers(90, 300, (8, 2)).tolist()]:
+        array = np.zeros((height, width, 3), np.float64)
+        array[..., 0] = (np.arange(width) + 0.5)[None] / width * 255
+        array[..., 1] = (np.arange(height) + 0.5)[:, None] / height * 255
+        for sides in ((32, 32), (24, 48), (48, 24)):
+            fitted = fit(Image.fromarray(array.round().astype(np.uint8)), sides)
+            assert (fitted.height, fitted.width) == sides
+            scale = max(sides[0] / height, sides[1] / width)  # one for both axes
+            pixels = np.asarray(fitted, np.float64)[4:-4, 4:-4] / 255  # away from what the edges mirror
+            for channel, side, length in ((0, sides[1], width), (1, sides[0], height)):
+                place = (np.arange(side)[4:-4] + 0.5 - side / 2) / scale / length + 0.5
+                means = pixels[..., channel].mean(axis=channel)
+                np.testing.assert_allclose(means, place, atol=1.5 / 255)

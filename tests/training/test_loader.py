@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import ItemEncoder
 from twinflow.data.loader import LatentCache, Loader, OnlineExamples, ShuffledOrder
 from twinflow.data.rows import EncodedRow, MemoryRows, on_host
@@ -106,3 +107,17 @@ def test_what_is_kept_in_memory_is_kept_in_that_of_the_host() -> None:
 def test_an_empty_order_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ShuffledOrder(0, batch=1, seed=0)
+
+
+def test_an_order_does_not_go_on_with_data_of_another_length():
+    """Its place would mean other rows, some of them for the second time in the epoch."""
+    buckets = [0, 0, 0, 1, 1, 1]
+    for one, other in (
+        (ShuffledOrder(6, batch=2, seed=0), ShuffledOrder(7, batch=2, seed=0)),
+        (BucketedOrder(buckets, batch=2, seed=0), BucketedOrder([*buckets, 1], batch=2, seed=0)),
+    ):
+        one.next_rows()
+        with pytest.raises(ValueError, match=r"had 6 rows, and now it has 7: put the data back"):
+            other.load_state_dict(one.state_dict())
+        earlier = {key: value for key, value in one.state_dict().items() if key != "length"}
+        other.load_state_dict(earlier)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from twinflow.data.places import Places
+from twinflow.data.places import Places, check_length
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class BucketedOrder:
         return self._permutations[bucket, turn]
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self.batches}
+        return {"batches": self.batches, "length": int(self._counts.sum())}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        check_length(state, int(self._counts.sum()))
         self.batches = int(state["batches"])

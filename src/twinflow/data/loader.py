@@ -13,7 +13,7 @@ from torch import Tensor
 from twinflow.conditions import concat_rows, take_rows, to_device
 from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
-from twinflow.data.places import Places
+from twinflow.data.places import Places, check_length
 from twinflow.data.read_ahead import ReadAhead
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.data.stream import StreamDataset, StreamOrder
@@ -58,9 +58,10 @@ class ShuffledOrder:
         return int(self._permutation[position])
 
     def state_dict(self) -> dict[str, int]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "length": self.length}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        check_length(state, self.length)
         self.rows = int(state["rows"])
 
 
