@@ -97,7 +97,7 @@ class RowReader:
     def holds_pictures(self, rows: Any) -> bool:
         """Whether the table has the pictures themselves, rather than paths, behind which they may change."""
         names = (self.columns.image, self.columns.source)
-        first = next(iter(rows), {})
+        first: Mapping[str, Any] = next(iter(rows), {})
         return not any(isinstance(_stored(first, name), str) for name in names if name is not None)
 
     def captions(self, row: Mapping[str, Any]) -> tuple[str, ...]:
