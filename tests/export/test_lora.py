@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from families import FAMILIES, NAMES
@@ -12,7 +14,8 @@ from twinflow.errors import TwinflowError
 from twinflow.export import to_lora
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.lora import Factors, comfyui_keys
-from twinflow.export.single_file import original_state_dict
+from twinflow.export.single_file import layout_of, original_state_dict
+from twinflow.export.stock import adapter_layers
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.sampling import seeded_noise
 
@@ -60,8 +63,6 @@ def test_the_bake_as_a_lora_on_the_stock_base(tmp_path, name):
 
 def adapted(name: str, targets=("to_q", "to_v", "to_out.0", "linear_2", "attention.qkv")) -> AnyStepPipeline:
     """With a PEFT adapter whose weights are random, on attention and on the time MLP."""
-    from peft import LoraConfig
-
     pipe = trained(name)
     transformer = pipe.pipe.transformer
     targets = [
@@ -89,12 +90,32 @@ def test_a_trained_adapter_comes_with_the_bake(tmp_path, name):
     torch.testing.assert_close(
         stock_pictures(stock, name, note_of(tmp_path), pipe.latent_shape), ours, rtol=0, atol=1e-5
     )
+    # Merged by stock code, and taken off again.
+    stock.fuse_lora()
+    stock.unload_lora_weights()
+    torch.testing.assert_close(
+        stock_pictures(stock, name, note_of(tmp_path), pipe.latent_shape), ours, rtol=0, atol=1e-5
+    )
     # The other road: merged into a stock folder.
     merged, exported = baked_stock(pipe, nfe=2)
     assert list(merged.transformer.state_dict()) == list(FAMILIES[name].original.transformer.state_dict())
     note = json.loads(json.dumps({"nfe": 2, "call": exported.call, "scheduler": exported.scheduler}))
     torch.testing.assert_close(stock_pictures(merged, name, note, pipe.latent_shape), ours, rtol=0, atol=1e-5)
     torch.testing.assert_close(draw(pipe, name, 2), ours, rtol=0, atol=0)  # and the pipeline is as it was
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen"])
+def test_the_file_says_ranks_and_scales(tmp_path, name):
+    """Layers differ in rank; diffusers before 0.42 took the rank of one for the alpha of all where a file says none."""
+    made = to_lora(adapted(name), tmp_path, nfe=2)
+    with safe_open(made.file, "pt") as file:
+        said = json.loads(file.metadata()["lora_adapter_metadata"])
+    config = LoraConfig(**{key.removeprefix("transformer."): value for key, value in said.items()})
+    transformer = inject_adapter_in_model(config, FAMILIES[name].stock().transformer)
+    layers = adapter_layers(transformer)
+    assert {layer: module.r["default"] for layer, module in layers.items()} == made.ranks
+    assert len(set(made.ranks.values())) > 1
+    assert {module.scaling["default"] for module in layers.values()} == {1.0}
 
 
 @pytest.mark.parametrize("name", CONVERTIBLE)
@@ -133,12 +154,39 @@ def test_factors_of_fused_weights_at_published_widths(name):
     }
     expected, made = original_state_dict(transformer, own), comfyui_keys(transformer, factors)
     for original, value in expected.items():
-        key = f"diffusion_model.{original.removesuffix('.weight')}"
+        key = f"diffusion_model.{layout_of(transformer).in_comfyui(original).removesuffix('.weight')}"
         if f"{key}.lora_A.weight" in made:
             down, up = made[f"{key}.lora_A.weight"].double(), made[f"{key}.lora_B.weight"].double()
             torch.testing.assert_close((up @ down.sum(1))[:, None], value, rtol=1e-5, atol=1e-3)
         else:
             assert not value.any(), original
+
+
+def test_comfyuis_names_of_hunyuan_video():
+    """Those of its network: it renames the authors' as it loads a model, and passes over factors of other names."""
+    double = [
+        *(f"{stream}_{part}" for stream in ("img", "txt") for part in ("mod.lin", "mlp.0", "mlp.2")),
+        *(f"{stream}_attn.{part}" for stream in ("img", "txt") for part in ("qkv", "proj")),
+    ]
+    embedders = ("time_in", "vector_in", "guidance_in", "txt_in.t_embedder", "txt_in.c_embedder")
+    refiner = ("self_attn.qkv", "self_attn.proj", "mlp.0", "mlp.2", "adaLN_modulation.1")
+    names = [
+        *(f"double_blocks.{i}.{part}" for i in (0, 1) for part in double),
+        *(f"single_blocks.{i}.{part}" for i in (0, 1) for part in ("linear1", "linear2", "modulation.lin")),
+        *(f"{embedder}.{layer}" for embedder in embedders for layer in ("in_layer", "out_layer")),
+        *(f"txt_in.individual_token_refiner.blocks.{i}.{part}" for i in (0, 1) for part in refiner),
+        *("txt_in.input_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"),
+    ]
+    with torch.device("meta"):
+        transformer = PUBLISHED["hunyuan_video"]()
+    factors = {
+        name: Factors(torch.zeros(1, module.in_features), torch.zeros(module.out_features, 1))
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert {key.rpartition(".lora_")[0] for key in comfyui_keys(transformer, factors)} == {
+        f"diffusion_model.{name}" for name in names
+    }
 
 
 # diffusers reads ComfyUI's names too, of these families with fused layers and the time MLP among them (its LTX

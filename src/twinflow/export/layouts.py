@@ -14,16 +14,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """``names``: (pattern, replacement) by regular expressions, each applied once, in order. ``why_not``: what makes
-    it impossible to write such a file."""
+    """``names``: (pattern, replacement) by regular expressions, each applied once, in order. ``comfyui``: likewise from
+    the original names to those that ComfyUI gives the weights as it loads such a file. ``why_not``: what makes it
+    impossible to write one."""
 
     names: tuple[tuple[str, str], ...] = ()
+    comfyui: tuple[tuple[str, str], ...] = ()
     why_not: str = ""
 
     def original(self, name: str) -> str:
-        for pattern, replacement in self.names:
-            name = re.sub(pattern, replacement, name)
-        return name
+        return _renamed(name, self.names)
+
+    def in_comfyui(self, original: str) -> str:
+        """Name that a LoRA in ComfyUI's format has to give the weight ``original``: factors of other names are passed
+        over there, with a line in its log."""
+        return _renamed(original, self.comfyui)
+
+
+def _renamed(name: str, substitutions: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in substitutions:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 SD3 = Layout(
@@ -186,7 +197,17 @@ HUNYUAN_VIDEO = Layout(
         (r"^(single_blocks\.\d+)\.norm\.linear\.", r"\1.modulation.linear."),
         (r"^proj_out\.", "final_layer.linear."),
         (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
-    )
+    ),
+    comfyui=(  # it loads them into a network with the names of FLUX.1
+        (r"^(time_in|guidance_in|txt_in\.t_embedder)\.mlp\.0\.", r"\1.in_layer."),
+        (r"^(time_in|guidance_in|txt_in\.t_embedder)\.mlp\.2\.", r"\1.out_layer."),
+        (r"^(txt_in\.c_embedder)\.linear_1\.", r"\1.in_layer."),
+        (r"^(txt_in\.c_embedder)\.linear_2\.", r"\1.out_layer."),
+        (r"_attn_(qkv|proj)\.", r"_attn.\1."),
+        (r"mlp\.fc1\.", "mlp.0."),
+        (r"mlp\.fc2\.", "mlp.2."),
+        (r"(_mod|\.modulation)\.linear\.", r"\1.lin."),
+    ),
 )
 
 LUMINA2 = Layout(

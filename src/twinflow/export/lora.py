@@ -6,6 +6,9 @@ difference from a given base is cut to a rank, with what that loses reported.
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +22,18 @@ from twinflow.errors import TwinflowError
 from twinflow.export.bake import bake_target_time
 from twinflow.export.card import write_lora_card
 from twinflow.export.diffusers_folder import makes_clips, note
-from twinflow.export.single_file import original_parts
+from twinflow.export.single_file import layout_of, original_parts
 from twinflow.export.stock import adapter_factors, adapter_layers, check_exportable, schedule_of, stock_copy
+from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
+from twinflow.pipelines.checkpoint import LORA_PREFIX, METADATA_KEY
 from twinflow.pipelines.exported import Exported
 from twinflow.tensor_files import save_tensors
 
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "comfyui": "comfyui_lora.safetensors"}
 DENSE = 1024  # up to this width singular values are computed exactly
-# ComfyUI applies "diffusion_model.NAME" to the weight NAME of its own model, which is the original layout's for these.
+# ComfyUI applies "diffusion_model.NAME" to the weight NAME of its own network, which is known for these.
 COMFYUI = (
     "SD3Transformer2DModel",
     "FluxTransformer2DModel",
@@ -116,7 +121,8 @@ def to_lora(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
-    save_tensors(weights, folder / FILES[format], metadata={"format": "pt"})
+    metadata = {"format": "pt"} | (_diffusers_metadata(factors) if format == "diffusers" else {})
+    save_tensors(weights, folder / FILES[format], metadata=metadata)
     exported.save(folder)
     named = pipe.base if base is None else None if isinstance(base, nn.Module) else str(base)
     write_lora_card(
@@ -143,14 +149,33 @@ def _check_format(pipe: AnyStepPipeline, format: str) -> None:
 def _diffusers_keys(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     weights = {}
     for name, part in factors.items():
-        weights[f"transformer.{name}.lora_A.weight"] = part.down.float().cpu().contiguous()
-        weights[f"transformer.{name}.lora_B.weight"] = part.up.float().cpu().contiguous()
+        weights[f"{LORA_PREFIX}{name}.lora_A.weight"] = part.down.float().cpu().contiguous()
+        weights[f"{LORA_PREFIX}{name}.lora_B.weight"] = part.up.float().cpu().contiguous()
     return weights
 
 
+def _diffusers_metadata(factors: Mapping[str, Factors]) -> dict[str, str]:
+    """Each layer's rank, and an alpha that is the same, for a scale of 1. Without it older diffusers (0.36) takes one
+    layer's rank for the alpha of all, and scales those of another rank."""
+    ranks = {name: len(part.down) for name, part in factors.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    config = {
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": lora.name_pattern(list(ranks)),
+    }
+    said = {f"{LORA_PREFIX}{name}": value for name, value in config.items()}
+    return {METADATA_KEY: json.dumps(said, indent=2, sort_keys=True)}
+
+
 def comfyui_keys(transformer: Any, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """Of the original layout, where a fused weight's parts have factors of their own in rows of its own."""
+    """Of the original layout, where a fused weight's parts have factors of their own in rows of its own, under the
+    names of ComfyUI's network."""
     weights = {}
+    layout = layout_of(transformer)
     bare = _without_adapters(transformer)
     for original, parts in original_parts(bare).items():
         touched = [(part, factors[part.name.removesuffix(".weight")]) for part in parts
@@ -163,7 +188,7 @@ def comfyui_keys(transformer: Any, factors: Mapping[str, Factors]) -> dict[str, 
         for part, own in touched:
             up[part.rows, column : column + len(own.down)] = own.up.cpu()
             column += len(own.down)
-        key = f"diffusion_model.{original.removesuffix('.weight')}"
+        key = f"diffusion_model.{layout.in_comfyui(original).removesuffix('.weight')}"
         # Without an alpha the scale is 1. ComfyUI knows these names as well as lora_down and lora_up.
         weights[f"{key}.lora_A.weight"] = down.float().cpu().contiguous()
         weights[f"{key}.lora_B.weight"] = up.float().contiguous()

@@ -40,7 +40,7 @@ def to_single_file(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> Expo
 
     :class:`TwinflowError` where diffusers has no conversion for it, or none that gives this transformer.
     """
-    _layout_of(pipe.pipe.transformer)  # refuses before anything is computed
+    layout_of(pipe.pipe.transformer)  # refuses before anything is computed
     stock, exported = baked_stock(pipe, nfe=nfe, exact_times=True)
     weights = original_state_dict(stock.transformer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def original_parts(transformer: Any) -> dict[str, list[Part]]:
 
     Works on the meta device too: only shapes are used.
     """
-    layout, convert = _layout_of(transformer), converter_of(transformer)
+    layout, convert = layout_of(transformer), converter_of(transformer)
     shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
     groups: dict[str, list[str]] = {}
     for name in shapes:
@@ -123,7 +123,7 @@ def converter_of(transformer: Any) -> Convert:
     )
 
 
-def _layout_of(transformer: Any) -> Layout:
+def layout_of(transformer: Any) -> Layout:
     kind = type(transformer).__name__
     layout = LAYOUTS.get(kind)
     if layout is None:
