@@ -7,7 +7,9 @@ Final latents of sixteen prompts at 1, 2 and 4 steps: by the trainer's sampling,
 computed once (as it trains) and all of them (as stock code does), and by the stock pipeline that an export is, in this
 process. In fp64 all networks are; states stay in fp32, as the noise is. Writes
 benchmarks/results/export_precision.json:
-largest differences, and what one unit in the last place of every weight does.
+largest differences, what one unit in the last place of every weight does, and how far the trainer's pictures are from
+its own of the same seeds and noise, drawn one at a time: a matrix product of one picture's rows is a sum in another
+order than one of sixteen's.
 """
 
 from __future__ import annotations
@@ -55,6 +57,15 @@ def stock(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> Tensor:
     return exported(prompts, latents=latents, **call).images
 
 
+def another_batch(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> float:
+    """Largest difference of latents drawn one at a time from the same drawn together."""
+    together, alone = (
+        pipe(prompts, nfe=nfe, seeds=range(len(prompts)), batch_size=size, output_type="latent").latents
+        for size in (len(prompts), 1)
+    )
+    return float((together - alone).abs().max())
+
+
 @torch.no_grad()
 def one_unit_off(pipe: AnyStepPipeline) -> AnyStepPipeline:
     """Every weight of fp32 moved to a neighbour, up or down by chance, in place."""
@@ -92,6 +103,10 @@ def measure(model: str, prompts: list[str]) -> dict[str, Any]:
             "trainer": largest(ours[True, "fp32"], ours[True, "fp64"]),
             "without_folding": largest(ours[False, "fp32"], ours[False, "fp64"]),
             "stock": largest(theirs["fp32"], theirs["fp64"]),
+        }
+        row["fp32_one_at_a_time"] = {
+            "trainer": another_batch(pipes[True, "fp32"], prompts, nfe),
+            "without_folding": another_batch(pipes[False, "fp32"], prompts, nfe),
         }
         row["weights_one_unit_off"] = largest(trainers(off, prompts, nfe).double(), ours[False, "fp32"])
         rows[str(nfe)] = row

@@ -16,7 +16,7 @@ from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.lora import Factors, comfyui_keys
 from twinflow.export.single_file import layout_of, original_state_dict
 from twinflow.export.stock import adapter_layers
-from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
 
 from .all_families import PROMPT, RENOISE_SEED, SEED, draw, trained
@@ -252,6 +252,23 @@ def test_what_a_lora_cannot_hold_is_reported(tmp_path):
     made = to_lora(full_run("wan", 2, biases=True), tmp_path, nfe=1, base=base, rank=2)
     assert {name.rpartition(".")[2] for name in made.left_out} == {"bias"}
     assert 0 < made.lost < 1
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path):
+    pipe = trained("wan")
+    pipe.save_pretrained(tmp_path / "whole")
+    pipe.add_lora(LoraSettings(rank=2))
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+    with pytest.raises(TwinflowError, match="whole holds a whole pipeline: .* another folder"):
+        to_lora(pipe, tmp_path / "whole", nfe=1)
+    with pytest.raises(TwinflowError, match="checkpoint holds a checkpoint to train on: .* another folder"):
+        to_lora(pipe, tmp_path / "checkpoint", nfe=1)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()} == files
+    for format in ("diffusers", "comfyui"):  # of one number of steps, both may stand in one folder
+        to_lora(pipe, tmp_path / "export", nfe=1, format=format)
+    with pytest.raises(TwinflowError, match=r"holds comfyui_lora\.safetensors for 1 step: export this one"):
+        to_lora(pipe, tmp_path / "export", nfe=2)
 
 
 def test_what_is_refused(tmp_path):

@@ -4,13 +4,16 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.tiny import PROMPTS, copy_of, latents, train_branch
+from twinflow.errors import TwinflowError
 from twinflow.export import to_diffusers
+from twinflow.export.run import ExportRequest, export_model
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.exported import EXPORT_FILE
 from twinflow.sampling import seeded_noise
@@ -154,6 +157,30 @@ def test_an_export_over_an_any_step_checkpoint_is_an_export(tiny_pipeline, tmp_p
     again = AnyStepPipeline.from_pretrained(tmp_path, target_time=False)
     assert not again.knows_target_time
     torch.testing.assert_close(again(PROMPTS).pixels, expected, rtol=0, atol=1e-4)
+
+
+def test_an_export_over_weights_in_several_files_is_read_whole(tiny_pipeline, trained, tmp_path):
+    """An index of files that are there no more would be read in the place of the new file."""
+    copy_of(tiny_pipeline).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
+    to_diffusers(trained, tmp_path, nfe=1)
+    assert len(list((tmp_path / "transformer").glob("*.safetensors*"))) == 1
+    again = AnyStepPipeline.from_pretrained(tmp_path, target_time=False)
+    torch.testing.assert_close(again(PROMPTS).pixels, trained(PROMPTS).pixels, rtol=0, atol=1e-4)
+
+
+def test_an_export_that_was_not_written_to_its_end_is_no_pipeline(trained, tmp_path):
+    """Else half of an export for one step and half of another for two would draw."""
+    trained.save_pretrained(tmp_path / "trained")
+    request = ExportRequest(model=str(tmp_path / "trained"), output=tmp_path / "export")
+    export_model(request)
+    (weights,) = (tmp_path / "export/text_encoder").glob("*.safetensors")
+    weights.unlink()
+    weights.mkdir()  # as good as a full disk
+    with pytest.raises(TwinflowError, match="could not be written to its end"):
+        export_model(replace(request, nfe=2))
+    with pytest.raises(TwinflowError, match=r"not a diffusers pipeline: it has no model_index\.json"):
+        AnyStepPipeline.from_pretrained(tmp_path / "export", target_time=False)
 
 
 def test_a_pipeline_without_a_branch_is_exported_as_it_is(tiny_pipeline, tmp_path):

@@ -27,7 +27,7 @@ from twinflow.export.stock import adapter_factors, adapter_layers, check_exporta
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
-from twinflow.pipelines.checkpoint import LORA_PREFIX, METADATA_KEY
+from twinflow.pipelines.checkpoint import CONFIG_FILE, INDEX_FILE, LORA_PREFIX, METADATA_KEY
 from twinflow.pipelines.exported import Exported
 from twinflow.tensor_files import save_tensors
 
@@ -96,6 +96,8 @@ def to_lora(
     times = schedule_of(nfe)
     check_exportable(pipe, nfe=nfe)
     _check_format(pipe, format)
+    folder = Path(path)
+    _check_folder(folder, format, times)
     stock = stock_copy(pipe, times)
     factors = {
         name: Factors(*adapter_factors(layer)) for name, layer in adapter_layers(stock.transformer).items()
@@ -118,7 +120,6 @@ def to_lora(
             "there is nothing to export as a LoRA: no branch, no adapter, no difference from a base"
         )
     exported = note(pipe, times, kind="lora", residual=residual)
-    folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
     metadata = {"format": "pt"} | (_diffusers_metadata(factors) if format == "diffusers" else {})
@@ -143,6 +144,20 @@ def _check_format(pipe: AnyStepPipeline, format: str) -> None:
         raise TwinflowError(
             f"the names that ComfyUI has for the layers of {kind} are not established; those of "
             f"{', '.join(COMFYUI)} are"
+        )
+
+
+def _check_folder(folder: Path, format: str, times: list[float]) -> None:
+    """Refuse a folder whose other files the note and the card of this one would be wrong for."""
+    for name, what in ((INDEX_FILE, "a whole pipeline"), (CONFIG_FILE, "a checkpoint to train on")):
+        if (folder / name).exists():
+            raise TwinflowError(f"{folder} holds {what}: export the LoRA to another folder")
+    there = Exported.read(folder)
+    others = [file for kind, file in FILES.items() if kind != format and (folder / file).exists()]
+    if there is not None and there.times != times and others:
+        raise TwinflowError(
+            f"{folder} holds {others[0]} for {there.nfe} step{'s' if there.nfe > 1 else ''}: export this one to "
+            "another folder"
         )
 
 

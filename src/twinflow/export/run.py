@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from twinflow.errors import TwinflowError
 from twinflow.export.diffusers_folder import to_diffusers
@@ -69,6 +70,13 @@ def export_model(request: ExportRequest) -> list[str]:
             f"{request.model} has no target time: it is a base model, which does not generate in "
             f"{request.nfe} step{'s' if request.nfe > 1 else ''}. Export the checkpoint of a TwinFlow run"
         )
+    try:
+        return _write(pipe, request)
+    except (OSError, SafetensorError) as error:
+        raise TwinflowError(f"{request.output} could not be written to its end: {error}") from error
+
+
+def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
     nfe, output = request.nfe, request.output
     if request.format == "diffusers":
         exported = to_diffusers(pipe, output, nfe=nfe)

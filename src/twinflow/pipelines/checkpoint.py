@@ -30,6 +30,7 @@ BRANCH_FILE = "target_time.safetensors"
 CONFIG_FILE = "twinflow.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 LORA_PREFIX = "transformer."
+INDEX_FILE = "model_index.json"
 METADATA_KEY = "lora_adapter_metadata"  # under which diffusers keeps rank and alpha in that file
 
 
@@ -96,7 +97,7 @@ class Manifest:
 def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> Any:
     """The diffusers pipeline of a folder or hub id, with ``parts`` that are there; only safetensors are read."""
     folder = Path(path_or_id)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
+    if folder.is_dir() and not (folder / INDEX_FILE).is_file():
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
     try:
         kind = _pipeline_class(str(path_or_id))
@@ -154,11 +155,19 @@ def save_whole(pipe: Any, path: Path, manifest: Manifest) -> None:
 
 
 def save_stock(pipe: Any, path: str | Path) -> None:
-    """Write a stock pipeline folder, and take away what another checkpoint in the same place has left."""
+    """Write a stock pipeline folder, and take away what another checkpoint in the same place has left.
+
+    That goes first, and the index comes last: a folder that was not written to its end is no pipeline, rather than one
+    of old parts and new ones. Weights in more or fewer files than the new ones would be read in their place.
+    """
+    folder = Path(path)
+    for name in (INDEX_FILE, BRANCH_FILE, CONFIG_FILE, LORA_FILE, EXPORT_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for part in pipe.components:
+        for file in (folder / part).glob("*.safetensors*"):  # and their index
+            file.unlink()
     pipe.save_pretrained(path, safe_serialization=True)
-    let_read(path, like="model_index.json")
-    for name in (BRANCH_FILE, CONFIG_FILE, LORA_FILE, EXPORT_FILE):
-        (Path(path) / name).unlink(missing_ok=True)
+    let_read(path, like=INDEX_FILE)
 
 
 # Adapters
@@ -167,7 +176,7 @@ def save_stock(pipe: Any, path: str | Path) -> None:
 def save_adapter(transformer: Any, path: Path, manifest: Manifest) -> None:
     """Write the LoRA of ``transformer``, its branch, and ``manifest``."""
     assert manifest.adapter is not None
-    if (path / "model_index.json").exists():
+    if (path / INDEX_FILE).exists():
         raise TwinflowError(f"{path} holds a whole pipeline: save the LoRA to another folder")
     path.mkdir(parents=True, exist_ok=True)
     factors = lora.lora_state_dict(transformer)
