@@ -9,13 +9,14 @@ process. In fp64 all networks are; states stay in fp32, as the noise is. Writes
 benchmarks/results/export_precision.json:
 largest differences, what one unit in the last place of every weight does, and how far the trainer's pictures are from
 its own of the same seeds and noise, drawn one at a time: a matrix product of one picture's rows is a sum in another
-order than one of sixteen's.
+order than one of sixteen's. The same for the time's embeddings.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from twinflow.data.shapeworld import evaluation_suite
 from twinflow.evaluation.protocols import run_facts
 from twinflow.export.diffusers_folder import baked_stock
-from twinflow.export.stock import recommended_call
+from twinflow.export.stock import recommended_call, run_steps
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.sampling import seeded_noise
 
@@ -48,8 +49,15 @@ def trainers(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> Tensor:
     ).latents
 
 
-def stock(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> Tensor:
+def stock(
+    pipe: AnyStepPipeline, prompts: list[str], nfe: int, *, embeddings: list[Tensor] | None = None
+) -> Tensor:
+    """``embeddings``: of the time, one a step, in the place of the folded layers' own."""
     exported, _ = baked_stock(pipe, nfe=nfe)
+    if embeddings is not None:
+        given = iter(embeddings)
+        mlp = exported.transformer.get_submodule(pipe.adapter.wiring.time_path.mlp)
+        mlp.register_forward_hook(lambda *_: next(given))
     exported.set_progress_bar_config(disable=True)
     latents = seeded_noise(pipe.latent_shape, range(len(prompts))).to(pipe.pipe.transformer.dtype)
     torch.manual_seed(RENOISE_SEED)
@@ -64,6 +72,42 @@ def another_batch(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> float:
         for size in (len(prompts), 1)
     )
     return float((together - alone).abs().max())
+
+
+def time_embeddings(pipe: AnyStepPipeline, transformer: Any, run: Callable[[], Tensor]) -> list[Tensor]:
+    """What the time MLP of ``transformer`` gives in each step of ``run``, a row for each picture."""
+    seen: list[Tensor] = []
+    mlp = transformer.get_submodule(pipe.adapter.wiring.time_path.mlp)
+    handle = mlp.register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    run()
+    handle.remove()
+    return seen
+
+
+def embeddings(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> dict[str, float]:
+    """Largest differences of time embeddings, branch and fold, and of one picture and sixteen; and of latents where
+    stock code is given the branch's.
+    """
+
+    def branch(rows: int) -> list[Tensor]:
+        return time_embeddings(
+            pipe, pipe.pipe.transformer, lambda: trainers(pipe, prompts[:rows], nfe)
+        )  # fmt: skip
+
+    ours, alone = branch(COUNT), branch(1)
+    exported, _ = baked_stock(pipe, nfe=nfe)
+    folded = time_embeddings(pipe, exported.transformer, lambda: run_steps(pipe, exported, prompts, nfe=nfe))
+    same = trainers(pipe, prompts, nfe) - stock(pipe, prompts, nfe, embeddings=ours)
+
+    def largest(one: list[Tensor], other: list[Tensor]) -> float:
+        return max(float((a[:1] - b[:1]).abs().max()) for a, b in zip(one, other, strict=True))
+
+    return {
+        "largest": max(float(value.abs().max()) for value in ours),
+        "trainer_and_stock": largest(ours, folded),
+        "one_picture_and_sixteen": largest(ours, alone),
+        "latents_with_the_trainers": float(same.abs().max()),
+    }
 
 
 @torch.no_grad()
@@ -108,6 +152,7 @@ def measure(model: str, prompts: list[str]) -> dict[str, Any]:
             "trainer": another_batch(pipes[True, "fp32"], prompts, nfe),
             "without_folding": another_batch(pipes[False, "fp32"], prompts, nfe),
         }
+        row["fp32_time_embedding"] = embeddings(pipes[False, "fp32"], prompts, nfe)
         row["weights_one_unit_off"] = largest(trainers(off, prompts, nfe).double(), ours[False, "fp32"])
         rows[str(nfe)] = row
         print(nfe, json.dumps(row), flush=True)

@@ -138,3 +138,16 @@ def test_an_embedded_model_is_copied_once_and_by_its_name(tmp_path):
     with pytest.raises(TwinflowError, match="is there already"):
         CliRunner().invoke(app, ["copy-model", "shapeworld-tiny", str(tmp_path)], catch_exceptions=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_an_input", [True, False])
+def test_comfyui_is_told_the_guidance_that_a_network_takes_as_input(tmp_path, is_an_input):
+    """It has a default of its own, which need not be what was trained with; elsewhere CFG 1 says all."""
+    note = Exported(kind="lora", nfe=2, times=[1.0, 0.6], call={"guidance_scale": 2.0})
+    file = "comfyui_lora.safetensors"
+    write_lora_card(
+        tmp_path, note, file=file, base=None, edits=False, video=False, guidance_is_an_input=is_an_input
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "CFG 1" in card
+    assert ("FluxGuidance 2;" in card) == is_an_input

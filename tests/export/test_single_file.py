@@ -12,6 +12,7 @@ from twinflow.errors import TwinflowError
 from twinflow.export import to_single_file
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.single_file import converter_of, original_parts, original_state_dict
+from twinflow.pipelines import AnyStepPipeline
 
 from .all_families import trained
 
@@ -70,6 +71,19 @@ def test_fused_weights_are_found_with_their_order_and_their_swaps():
     assert [int(part.rows[0]) for part in fused] == [0, 32, 64]
     (norm,) = parts["final_layer.adaLN_modulation.1.weight"]  # shift and scale the other way round
     assert norm.rows.tolist() == [*range(32, 64), *range(32)]
+
+
+@pytest.mark.parametrize("kind", [diffusers.LTXPipeline, diffusers.LTXConditionPipeline])
+def test_where_ltx_places_its_frames_is_in_the_metadata(tmp_path, kind):
+    """ComfyUI reads it there: from LTX-Video 0.9.5 on, the first latent frame stands for a single one."""
+    stock = kind(**FAMILIES["ltx"].stock().components)
+    pipe = AnyStepPipeline(stock, call=FAMILIES["ltx"].call, target_time=False)
+    to_single_file(pipe, tmp_path / "ltx.safetensors", nfe=1)
+    with safe_open(tmp_path / "ltx.safetensors", "pt") as stored:
+        config = json.loads(stored.metadata().get("config", "{}"))
+    assert config.get("transformer", {}).get("causal_temporal_positioning", False) == (
+        kind is diffusers.LTXConditionPipeline
+    )
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):

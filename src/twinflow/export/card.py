@@ -34,15 +34,25 @@ def write_card(folder: str | Path, exported: Exported, *, edits: bool, video: bo
 
 
 def write_lora_card(
-    folder: str | Path, exported: Exported, *, file: str, base: str | None, edits: bool, video: bool
+    folder: str | Path,
+    exported: Exported,
+    *,
+    file: str,
+    base: str | None,
+    edits: bool,
+    video: bool,
+    guidance_is_an_input: bool = False,
 ) -> None:
     """``README.md`` for a LoRA, which needs the few-step scheduler beside it, on ``base``: a hub id, an embedded model
-    or a folder; None if that has no name.
+    or a folder; None if that has no name. ``guidance_is_an_input``: of the network, which ComfyUI's own node sets.
     """
     if file.startswith("comfyui"):
         times = ", ".join(f"{time:.4g}" for time in (*exported.times, 0))
+        given = exported.call.get("guidance_scale")
+        guidance = f" FluxGuidance {given:g};" if guidance_is_an_input and given is not None else ""
         code = (
-            f"ComfyUI: load LoRA, strength 1; CFG 1; sigmas {times}; sampler: lcm (fresh noise at each step)."
+            f"ComfyUI: load LoRA, strength 1; CFG 1;{guidance} sigmas {times}; "
+            "sampler: lcm (fresh noise at each step)."
         )
     else:
         stock, how = _stock_base(base)

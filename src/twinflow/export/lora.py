@@ -127,7 +127,13 @@ def to_lora(
     exported.save(folder)
     named = pipe.base if base is None else None if isinstance(base, nn.Module) else str(base)
     write_lora_card(
-        folder, exported, file=FILES[format], base=named, edits=pipe.edits, video=makes_clips(pipe)
+        folder,
+        exported,
+        file=FILES[format],
+        base=named,
+        edits=pipe.edits,
+        video=makes_clips(pipe),
+        guidance_is_an_input=pipe.guidance_is_an_input,
     )
     ranks = {name: len(part.down) for name, part in factors.items()}
     return LoraExport(

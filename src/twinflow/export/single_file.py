@@ -24,6 +24,10 @@ from twinflow.pipelines.any_step import AnyStepPipeline
 from twinflow.pipelines.exported import Exported
 from twinflow.tensor_files import save_tensors
 
+# What ComfyUI reads in a file's metadata, where the authors write it, since no weight shows it: LTX-Video from 0.9.5 on,
+# which has this pipeline, places its first frame otherwise than versions before.
+SETTINGS = {"LTXConditionPipeline": {"causal_temporal_positioning": True}}
+
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of diffusers: original to its own, in place
 
 
@@ -44,7 +48,10 @@ def to_single_file(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> Expo
     stock, exported = baked_stock(pipe, nfe=nfe, exact_times=True)
     weights = original_state_dict(stock.transformer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(weights, path, metadata={"format": "pt", "twinflow_export": json.dumps(asdict(exported))})
+    metadata = {"format": "pt", "twinflow_export": json.dumps(asdict(exported))}
+    if type(stock).__name__ in SETTINGS:
+        metadata["config"] = json.dumps({"transformer": SETTINGS[type(stock).__name__]})
+    save_tensors(weights, path, metadata=metadata)
     return exported
 
 
