@@ -14,7 +14,7 @@ from twinflow.errors import TwinflowError
 from twinflow.export import to_lora
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.lora import Factors, comfyui_keys
-from twinflow.export.single_file import layout_of, original_state_dict
+from twinflow.export.single_file import layout_of, original_parts, original_state_dict
 from twinflow.export.stock import adapter_layers
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
@@ -154,7 +154,9 @@ def test_factors_of_fused_weights_at_published_widths(name):
     }
     expected, made = original_state_dict(transformer, own), comfyui_keys(transformer, factors)
     for original, value in expected.items():
-        key = f"diffusion_model.{layout_of(transformer).in_comfyui(original).removesuffix('.weight')}"
+        key = f"diffusion_model.{layout_of(transformer).in_comfyui(original) or original}".removesuffix(
+            ".weight"
+        )
         if f"{key}.lora_A.weight" in made:
             down, up = made[f"{key}.lora_A.weight"].double(), made[f"{key}.lora_B.weight"].double()
             torch.testing.assert_close((up @ down.sum(1))[:, None], value, rtol=1e-5, atol=1e-3)
@@ -269,6 +271,43 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
         to_lora(pipe, tmp_path / "export", nfe=1, format=format)
     with pytest.raises(TwinflowError, match=r"holds comfyui_lora\.safetensors for 1 step: export this one"):
         to_lora(pipe, tmp_path / "export", nfe=2)
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_comfyuis_file_holds_all_that_was_trained(tmp_path, name):
+    """Biases, norms, tables and convolutions too, as ComfyUI adds them: to the weight that has the name."""
+    pipe = trained(name)
+    with torch.no_grad():
+        for i, parameter in enumerate(
+            p for n, p in pipe.pipe.transformer.named_parameters() if "target_embedder" not in n
+        ):
+            parameter.flatten()[i % 3] += 0.1 * (1 + i % 5)
+    made = to_lora(pipe, tmp_path, nfe=4, format="comfyui", base=FAMILIES[name].original.transformer, rank=1)
+    entries, layout = load_file(made.file), layout_of(pipe.pipe.transformer)
+    base = original_state_dict(FAMILIES[name].original.transformer)
+    wanted = original_state_dict(baked_stock(pipe, nfe=4, exact_times=True)[0].transformer)
+    used, far = set(), []
+    for original, value in base.items():
+        named = layout.in_comfyui(original)
+        if named is None:
+            continue
+        module, _, kind = f"diffusion_model.{named}".rpartition(".")
+        module = module if kind in ("weight", "bias") else f"diffusion_model.{named}"
+        plain = f"{module}.diff_b" if kind == "bias" else f"{module}.diff"
+        if plain in entries:
+            value = value + entries[plain]
+            used.add(plain)
+        if kind == "weight" and f"{module}.lora_B.weight" in entries:
+            value = value + entries[f"{module}.lora_B.weight"] @ entries[f"{module}.lora_A.weight"]
+            used |= {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
+        if (value - wanted[original]).abs().max() > 1e-5 * (1 + wanted[original].abs().max()):
+            far.append(original)
+    assert used == set(entries)
+    assert not far
+    unsure = {part.name for original, parts in original_parts(FAMILIES[name].original.transformer).items()
+              if layout.in_comfyui(original) is None for part in parts}  # fmt: skip
+    assert set(made.left_out) == unsure
+    assert (made.lost < 1e-5) == (not unsure)
 
 
 def test_what_is_refused(tmp_path):

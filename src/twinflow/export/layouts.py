@@ -15,20 +15,23 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``names``: (pattern, replacement) by regular expressions, each applied once, in order. ``comfyui``: likewise from
-    the original names to those that ComfyUI gives the weights as it loads such a file. ``why_not``: what makes it
-    impossible to write one."""
+    the original names to those that ComfyUI gives the weights as it loads such a file, but of those that
+    ``unsure`` matches, whose names there differ between its versions. ``why_not``: what makes it impossible to write a
+    file.
+    """
 
     names: tuple[tuple[str, str], ...] = ()
     comfyui: tuple[tuple[str, str], ...] = ()
+    unsure: str = "$^"
     why_not: str = ""
 
     def original(self, name: str) -> str:
         return _renamed(name, self.names)
 
-    def in_comfyui(self, original: str) -> str:
-        """Name that a LoRA in ComfyUI's format has to give the weight ``original``: factors of other names are passed
-        over there, with a line in its log."""
-        return _renamed(original, self.comfyui)
+    def in_comfyui(self, original: str) -> str | None:
+        """Name that a LoRA in ComfyUI's format has to give the weight ``original``, for what has other names is passed
+        over there, with a line in its log; None where it is not known."""
+        return None if re.search(self.unsure, original) else _renamed(original, self.comfyui)
 
 
 def _renamed(name: str, substitutions: tuple[tuple[str, str], ...]) -> str:
@@ -99,7 +102,8 @@ FLUX = Layout(
         (r"^(single_blocks\.\d+)\.norm\.linear\.", r"\1.modulation.lin."),
         (r"^(single_blocks\.\d+)\.(?:attn\.to_[qkv]|proj_mlp)\.", r"\1.linear1."),
         (r"^(single_blocks\.\d+)\.proj_out\.", r"\1.linear2."),
-    )
+    ),
+    unsure=r"\.scale$",
 )
 
 FLUX2 = Layout(
@@ -116,7 +120,8 @@ FLUX2 = Layout(
         (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
         (r"^(single_blocks\.\d+)\.attn\.to_qkv_mlp_proj\.", r"\1.linear1."),
         (r"^(single_blocks\.\d+)\.attn\.to_out\.", r"\1.linear2."),
-    )
+    ),
+    unsure=r"\.scale$",
 )
 
 LTX = Layout(
@@ -208,6 +213,7 @@ HUNYUAN_VIDEO = Layout(
         (r"mlp\.fc2\.", "mlp.2."),
         (r"(_mod|\.modulation)\.linear\.", r"\1.lin."),
     ),
+    unsure=r"[qk]_norm\.weight$",
 )
 
 LUMINA2 = Layout(

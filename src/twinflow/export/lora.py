@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.export.bake import bake_target_time
 from twinflow.export.card import write_lora_card
+from twinflow.export.comfyui import COMFYUI, comfyui_differences, comfyui_keys
 from twinflow.export.diffusers_folder import makes_clips, note
-from twinflow.export.single_file import layout_of, original_parts
 from twinflow.export.stock import adapter_factors, adapter_layers, check_exportable, schedule_of, stock_copy
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
@@ -33,18 +33,6 @@ from twinflow.tensor_files import save_tensors
 
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "comfyui": "comfyui_lora.safetensors"}
 DENSE = 1024  # up to this width singular values are computed exactly
-# ComfyUI applies "diffusion_model.NAME" to the weight NAME of its own network, which is known for these.
-COMFYUI = (
-    "SD3Transformer2DModel",
-    "FluxTransformer2DModel",
-    "Flux2Transformer2DModel",
-    "QwenImageTransformer2DModel",
-    "ZImageTransformer2DModel",
-    "Lumina2Transformer2DModel",
-    "WanTransformer3DModel",
-    "LTXVideoTransformer3DModel",
-    "HunyuanVideoTransformer3DModel",
-)
 
 
 @dataclass(frozen=True)
@@ -61,8 +49,9 @@ class Factors:
 
 @dataclass(kw_only=True)
 class LoraExport:
-    """What was written. ``lost``: share of the difference from ``base`` (by norm) that the rank does not hold.
-    ``left_out``: trained tensors that a LoRA can't hold, biases and norms, with their relative change."""
+    """What was written. ``lost``: share of the difference from ``base`` (by norm) that the file does not hold.
+    ``left_out``: trained tensors that it can't hold, with their relative change: in diffusers' format biases, norms and
+    convolutions."""
 
     file: Path
     exported: Exported
@@ -102,14 +91,14 @@ def to_lora(
     factors = {
         name: Factors(*adapter_factors(layer)) for name, layer in adapter_layers(stock.transformer).items()
     }
-    lost = 0.0
-    left_out: dict[str, float] = {}
+    difference = _Difference(factors)
     if base is not None:
         if factors:
             raise TwinflowError(
                 "base= is for runs that trained all weights; this one trained a LoRA on its base"
             )
-        factors, lost, left_out = _difference(stock.transformer, _transformer_of(base, stock), rank=rank)
+        difference = _difference(stock.transformer, _transformer_of(base, stock), rank=rank)
+        factors = difference.factors
     residual = 0.0
     if tt.has_target_time(stock.transformer):
         bake = bake_target_time(pipe, stock, nfe=nfe, times=times, exact_times=format == "comfyui")
@@ -121,8 +110,16 @@ def to_lora(
         )
     exported = note(pipe, times, kind="lora", residual=residual)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = _diffusers_keys(factors) if format == "diffusers" else comfyui_keys(stock.transformer, factors)
-    metadata = {"format": "pt"} | (_diffusers_metadata(factors) if format == "diffusers" else {})
+    metadata = {"format": "pt"}
+    if format == "diffusers":
+        weights = _diffusers_keys(factors)
+        metadata |= _diffusers_metadata(factors)
+    else:
+        weights = comfyui_keys(stock.transformer, factors)
+        if difference.rest:
+            plain, held = comfyui_differences(stock.transformer, difference.rest)
+            weights |= plain
+            difference = difference.without(held)
     save_tensors(weights, folder / FILES[format], metadata=metadata)
     exported.save(folder)
     named = pipe.base if base is None else None if isinstance(base, nn.Module) else str(base)
@@ -137,7 +134,11 @@ def to_lora(
     )
     ranks = {name: len(part.down) for name, part in factors.items()}
     return LoraExport(
-        file=folder / FILES[format], exported=exported, ranks=ranks, lost=lost, left_out=left_out
+        file=folder / FILES[format],
+        exported=exported,
+        ranks=ranks,
+        lost=difference.lost,
+        left_out=difference.left_out,
     )
 
 
@@ -192,36 +193,6 @@ def _diffusers_metadata(factors: Mapping[str, Factors]) -> dict[str, str]:
     return {METADATA_KEY: json.dumps(said, indent=2, sort_keys=True)}
 
 
-def comfyui_keys(transformer: Any, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """Of the original layout, where a fused weight's parts have factors of their own in rows of its own, under the
-    names of ComfyUI's network."""
-    weights = {}
-    layout = layout_of(transformer)
-    bare = _without_adapters(transformer)
-    for original, parts in original_parts(bare).items():
-        touched = [(part, factors[part.name.removesuffix(".weight")]) for part in parts
-                   if part.name.endswith(".weight") and part.name.removesuffix(".weight") in factors]  # fmt: skip
-        if not touched:
-            continue
-        down = torch.cat([own.down for _, own in touched])
-        up = torch.zeros(sum(len(part.rows) for part in parts), len(down), dtype=down.dtype)
-        column = 0
-        for part, own in touched:
-            up[part.rows, column : column + len(own.down)] = own.up.cpu()
-            column += len(own.down)
-        key = f"diffusion_model.{layout.in_comfyui(original).removesuffix('.weight')}"
-        # Without an alpha the scale is 1. ComfyUI knows these names as well as lora_down and lora_up.
-        weights[f"{key}.lora_A.weight"] = down.float().cpu().contiguous()
-        weights[f"{key}.lora_B.weight"] = up.float().contiguous()
-    return weights
-
-
-def _without_adapters(transformer: Any) -> Any:
-    """The stock transformer's shapes, on the meta device."""
-    with torch.device("meta"):
-        return type(transformer).from_config(dict(transformer.config))
-
-
 def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
     if isinstance(base, nn.Module):
         return base
@@ -235,11 +206,30 @@ def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """``factors`` of every Linear that differs, and ``rest``, the change (fp64) of what is none. ``left_out``: the
+    latter relative to the base; ``missed``: squares of what is not held, by name, of ``whole``."""
+
+    factors: dict[str, Factors]
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, float] = field(default_factory=dict)
+    missed: dict[str, float] = field(default_factory=dict)
+    whole: float = 0.0
+
+    @property
+    def lost(self) -> float:
+        return (sum(self.missed.values()) / self.whole) ** 0.5 if self.whole else 0.0
+
+    def without(self, held: set[str]) -> _Difference:
+        """Once the ``held`` of the rest are written in another way."""
+        left_out = {name: value for name, value in self.left_out.items() if name not in held}
+        missed = {name: value for name, value in self.missed.items() if name not in held}
+        return replace(self, left_out=left_out, missed=missed)
+
+
 @torch.no_grad()
-def _difference(
-    trained: Any, base: nn.Module, *, rank: int
-) -> tuple[dict[str, Factors], float, dict[str, float]]:
-    """Factors of every Linear that differs, the share that they lose, and what they can't hold."""
+def _difference(trained: Any, base: nn.Module, *, rank: int) -> _Difference:
     branch = tuple(tt.target_time_state_dict(trained)) if tt.has_target_time(trained) else ()
     ours = {name: value for name, value in trained.state_dict().items() if name not in branch}
     theirs = base.state_dict()
@@ -247,23 +237,22 @@ def _difference(
     if different:
         raise TwinflowError(f"the base is another transformer: {', '.join(different[:4])} differ")
     linear = {f"{name}.weight" for name, module in trained.named_modules() if isinstance(module, nn.Linear)}
-    factors: dict[str, Factors] = {}
-    left_out: dict[str, float] = {}
-    whole = missed = 0.0
+    made, whole = _Difference({}), 0.0
     for name, value in ours.items():
         change = value.double() - theirs[name].to(value.device).double()
-        size = float(change.norm()) ** 2
+        size = float(change.norm())
         if size == 0:
             continue
-        whole += size
+        whole += size**2
         if name in linear:
             part = _cut(change, rank)
-            factors[name.removesuffix(".weight")] = part
-            missed += float((change - part.up @ part.down).norm()) ** 2
+            made.factors[name.removesuffix(".weight")] = part
+            made.missed[name] = float((change - part.up @ part.down).norm()) ** 2
         else:
-            left_out[name] = (size**0.5) / max(float(theirs[name].double().norm()), 1e-30)
-            missed += size
-    return factors, (missed / whole) ** 0.5 if whole else 0.0, left_out
+            made.rest[name] = change
+            made.left_out[name] = size / max(float(theirs[name].double().norm()), 1e-30)
+            made.missed[name] = size**2
+    return replace(made, whole=whole)
 
 
 def _cut(change: Tensor, rank: int) -> Factors:

@@ -97,7 +97,7 @@ def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
             )
         if made.left_out:
             lines.append(
-                f"a LoRA can't hold {len(made.left_out)} trained biases and norms: they are left out"
+                f"this file can't hold {len(made.left_out)} trained tensors, biases and norms: they are left out"
             )
         return lines
     arguments = ", ".join(f"{name}={value!r}" for name, value in exported.call.items())

@@ -24,8 +24,8 @@ from twinflow.pipelines.any_step import AnyStepPipeline
 from twinflow.pipelines.exported import Exported
 from twinflow.tensor_files import save_tensors
 
-# What ComfyUI reads in a file's metadata, where the authors write it, since no weight shows it: LTX-Video from 0.9.5 on,
-# which has this pipeline, places its first frame otherwise than versions before.
+# What ComfyUI reads in a file's metadata, where the authors write it, since no weight shows it: LTX-Video from 0.9.5
+# on, which has this pipeline, places its first frame otherwise than versions before.
 SETTINGS = {"LTXConditionPipeline": {"causal_temporal_positioning": True}}
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of diffusers: original to its own, in place
