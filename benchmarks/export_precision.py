@@ -90,9 +90,7 @@ def embeddings(pipe: AnyStepPipeline, prompts: list[str], nfe: int) -> dict[str,
     """
 
     def branch(rows: int) -> list[Tensor]:
-        return time_embeddings(
-            pipe, pipe.pipe.transformer, lambda: trainers(pipe, prompts[:rows], nfe)
-        )  # fmt: skip
+        return time_embeddings(pipe, pipe.pipe.transformer, lambda: trainers(pipe, prompts[:rows], nfe))
 
     ours, alone = branch(COUNT), branch(1)
     exported, _ = baked_stock(pipe, nfe=nfe)

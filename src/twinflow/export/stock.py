@@ -86,7 +86,7 @@ def adapter_factors(layer: Any) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def run_steps(pipe: AnyStepPipeline, stock: Any, prompt: str, *, nfe: int, **options: Any) -> Any:
+def run_steps(pipe: AnyStepPipeline, stock: Any, prompt: str | list[str], *, nfe: int, **options: Any) -> Any:
     """A stock call in ``nfe`` steps, as :func:`recommended_call` says. The global generator is left where it is."""
     stock.set_progress_bar_config(disable=True)
     call = {"prompt": prompt, "num_inference_steps": nfe, "output_type": "latent", **recommended_call(pipe)}
