@@ -169,7 +169,7 @@ def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any
         guard=FiniteGuard(),
         generator=generator,
         clip=None,
-        offload=options.offload,
+        offload=[transformer] if options.offload else None,
     )
     x = torch.randn(options.batch, side * side, channels * 4, device=device)
     width = transformer.config.joint_attention_dim

@@ -101,7 +101,7 @@ def measured(pipe: AnyStepPipeline, setup: Setup, method: Objective | None = Non
         guard=FiniteGuard(),
         generator=generator,
         clip=setup.optimizer.clip,
-        offload=setup.offload,
+        offload=networks if setup.offload else None,
     )
     peak = 0
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ def test_offloading_changes_no_gradient_and_leaves_weights_where_they_are() -> N
     def gradients(offload: bool) -> list[torch.Tensor]:
         blocks.zero_grad()
         moved: list[int] = []
-        context = offloaded(blocks.parameters())
+        context = offloaded([blocks])
         pack = context.pack_hook
         context.pack_hook = lambda tensor: (moved.append(isinstance(pack(tensor), tuple)), pack(tensor))[1]
         h = x.clone().requires_grad_()
@@ -39,6 +39,27 @@ def test_offloading_changes_no_gradient_and_leaves_weights_where_they_are() -> N
         return [p.grad.clone() for p in blocks.parameters() if p.grad is not None]
 
     assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
+def test_frozen_weights_stay_where_they_are_too() -> None:
+    """A layer passes gradients on through its weights, frozen ones too: a base under a LoRA is most of the memory."""
+    layers = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    layers[1].requires_grad_(False)
+    weights = {p.untyped_storage().data_ptr() for p in layers.parameters()}
+    context = offloaded([layers])
+    pack, moved = context.pack_hook, 0
+
+    def counted(tensor: torch.Tensor) -> object:
+        nonlocal moved
+        packed = pack(tensor)
+        moved += isinstance(packed, tuple) and tensor.untyped_storage().data_ptr() in weights
+        return packed
+
+    context.pack_hook = counted
+    with context:
+        loss = layers(torch.randn(SMALLEST // 256, 256)).square().mean()
+    loss.backward()
+    assert moved == 0
 
 
 def test_the_plan_is_shown_and_the_measurement_beside_it(tmp_path: Path) -> None:

@@ -6,21 +6,31 @@ the weights along that layers outside of blocks keep; they are on the device any
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from twinflow.training.shards import sharded
+
 SMALLEST = 1 << 16  # elements; moving less costs more than it frees
 
 
-def offloaded(parameters: Iterable[nn.Parameter]) -> torch.autograd.graph.saved_tensors_hooks:
-    """A context: large tensors that are kept inside go to the host, all but ``parameters``."""
-    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
+def offloaded(networks: Sequence[nn.Module]) -> torch.autograd.graph.saved_tensors_hooks:
+    """A context: large tensors that are kept inside go to the host, all but the weights of ``networks``, trained or
+    frozen. Those of sharded ones are put together in a call, and are asked for then."""
+    weights = _storages(networks)
+    cut = any(sharded(part) for network in networks for part in network.modules())
 
     def pack(tensor: Tensor) -> Any:
-        if tensor.numel() < SMALLEST or tensor.untyped_storage()._cdata in weights:
+        if tensor.numel() < SMALLEST:
+            return tensor
+        own = tensor.untyped_storage()._cdata
+        if own not in weights and cut:
+            weights.update(_storages(networks))
+        if own in weights:
             return tensor
         packed = torch.empty(
             tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=tensor.is_cuda
@@ -35,3 +45,8 @@ def offloaded(parameters: Iterable[nn.Parameter]) -> torch.autograd.graph.saved_
         return tensor.to(device, non_blocking=tensor.is_pinned())
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _storages(networks: Sequence[nn.Module]) -> set[int]:
+    held = chain.from_iterable(chain(network.parameters(), network.buffers()) for network in networks)
+    return {tensor.untyped_storage()._cdata for tensor in held}

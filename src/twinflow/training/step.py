@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from twinflow.data.loader import EncodedBatch
@@ -59,7 +59,8 @@ class OptimizerStep:
     generator: Generator
     clip: float | None
     dropout: Callable[[], AbstractContextManager[None]] = nullcontext  # around all calls for one micro-batch
-    offload: bool = False  # what autograd keeps, to the host
+    # What autograd keeps goes to the host, all but the weights of these networks; None: it stays.
+    offload: Sequence[nn.Module] | None = None
     # Processes that share a row: each has a part of its gradient, so that the mean over all would be too small.
     sharing: int = 1
 
@@ -101,11 +102,10 @@ class OptimizerStep:
 
     def _backward(self, step: int, batches: Iterable[EncodedBatch], *, count: int) -> list[Step]:
         others = {"networks": self.networks} if self.networks else {}
-        weights = [p for own in self.trained.values() for p in own.parameters]
         results = []
         for batch in batches:
             with self.dropout():
-                with offloaded(weights) if self.offload else nullcontext():
+                with nullcontext() if self.offload is None else offloaded(self.offload):
                     result = self.objective.step(
                         self.field,
                         batch.x,

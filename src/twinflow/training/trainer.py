@@ -181,7 +181,7 @@ class Trainer:
             generator=self.state.generator,
             clip=recipe.optimizer.clip,
             dropout=getattr(network, "dropout", nullcontext),
-            offload=recipe.train.offload,
+            offload=[network, *self.companions.networks.values()] if recipe.train.offload else None,
             sharing=sharing,
         )
         self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
