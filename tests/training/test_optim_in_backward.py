@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from twinflow.training import Trainer
 from twinflow.training.checkpoint import CheckpointFolder, read_checkpoint
 from twinflow.training.ema import trained_parameters
 from twinflow.training.optim import Optimizers
-from twinflow.training.optim_in_backward import blockwise
+from twinflow.training.optim_in_backward import InBackward, blockwise
 
 from .tiny import Colors, TinyPipeline, tiny_recipe
 
@@ -176,3 +178,40 @@ def test_what_needs_all_gradients_is_refused(tmp_path: Path) -> None:
         tiny_recipe(tmp_path, optimizer={"in_backward": True})
     with pytest.raises(TwinflowError, match=r"train.accumulate = 2 .* raise train.batch"):
         tiny_recipe(tmp_path, optimizer={"in_backward": True, "clip": None}, train={"accumulate": 2})
+
+
+class SliceOfGpu:
+    """What FSDP2's parameter is to the hook, of a process whose slices are kept on the host (``cpu_offload``)."""
+
+    def __init__(self, size: int) -> None:
+        self.grad: Tensor | None = None
+        self.device_mesh = SimpleNamespace(device_type="cuda")
+        self.hooks: list[Callable[[Any], None]] = []
+        self.size = size
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Any], None]) -> None:
+        self.hooks.append(hook)
+
+    def arrive(self) -> None:
+        """As FSDP2 does: the copy is asked for, and the hook is called; the numbers come with the stream."""
+        self.grad = torch.full((self.size,), torch.nan)
+        for hook in self.hooks:
+            hook(self)
+
+
+def test_a_gradient_on_its_way_to_the_host_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 itself waits after the backward pass only: a hook that does not would update by what was in memory."""
+    parameter = nn.Parameter(torch.zeros(3))
+    source = SliceOfGpu(3)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    updates = InBackward([[optimizer]], sources={parameter: source})  # type: ignore[dict-item]
+
+    class Stream:
+        def synchronize(self) -> None:
+            assert parameter.grad is not None
+            parameter.grad.fill_(1.0)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    source.arrive()
+    assert parameter.tolist() == [-1.0, -1.0, -1.0]
+    assert updates.finish() == pytest.approx(3**0.5)

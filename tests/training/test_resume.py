@@ -109,6 +109,20 @@ def test_metrics_have_each_step_once(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
 
 
+def test_pictures_of_what_is_done_again_are_dropped_from_tensorboard(tmp_path: Path) -> None:
+    """Also where the run stopped before its first checkpoint, and is done again from its start."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"log": {"every": 1, "tensorboard": True}, "checkpoint": {"every": 0}}
+    failing = FailingTwinFlow(guidance=0.3, teacher="ema")
+    with pytest.raises(PowerCut):
+        train(tmp_path, built=failing, **settings)
+    train(tmp_path, train={"steps": 5}, **settings)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("file", [1, 8], ids=["in the first checkpoint", "in the second"])
 def test_kill_in_the_middle_of_a_write(tmp_path: Path, straight: RunResult, file: int) -> None:
     output = tmp_path / "run"

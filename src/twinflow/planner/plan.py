@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Plan:
     model: str
     gpu: Gpu
     gpus: int
+    machine: int | None = None  # of them in each machine; None: up to 8
     setup: Setup
     shards: int  # among how many GPUs the weights are divided; 1: each holds all
     context: int = 1  # GPUs that share the tokens of a row
@@ -77,10 +79,11 @@ class Plan:
     def summary(self) -> str:
         """One line."""
         fits = "fits" if self.fits else "does not fit"
+        known = not math.isnan(self.step_seconds)  # of a GPU whose speed is not known there is no floor
         return (
             f"{self.model}: {self.parameters / 1e9:.3g} B parameters, {self.trained / 1e9:.3g} B trained; "
-            f"peak {size(self.peak)} of {size(self.gpu.memory)} on {self.gpus} x {self.gpu.name}, which {fits}; "
-            f"at least {self.step_seconds:.3g} s a step"
+            f"peak {size(self.peak)} of {size(self.gpu.memory)} on {self.gpus} x {self.gpu.name}, which {fits}"
+            + (f"; at least {self.step_seconds:.3g} s a step" if known else "")
         )
 
     def to_json(self) -> dict[str, Any]:

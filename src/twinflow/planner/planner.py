@@ -193,6 +193,7 @@ class Planner:
             model=self.backbone.name,
             gpu=gpu,
             gpus=gpus,
+            machine=machine,
             setup=setup,
             shards=shards,
             context=context,

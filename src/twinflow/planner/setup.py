@@ -39,6 +39,7 @@ class Setup:
     edits: bool = False  # a source picture of the same size is shown to the transformer beside the one drawn
     text_tokens: int = 256
     cached: bool = True  # text encoder and autoencoder leave the GPU once everything is encoded
+    streamed: bool = False  # which data.cache can't be together with
     previews: bool = False  # but the autoencoder, which decodes the pictures
     parallel: Parallel = field(default_factory=Parallel)
 
@@ -68,6 +69,7 @@ class Setup:
             edits="image" in call,
             text_tokens=int(call.get("max_sequence_length", text_tokens)),
             cached=bool(data.cache),
+            streamed=getattr(data, "streaming", False),
             previews=recipe.preview.every > 0,
             parallel=recipe.parallel,
         )

@@ -107,7 +107,8 @@ class Companions:
             assert source is not None, "an objective that has heads on the teacher has a teacher"
             shown = features(source)
         device = next(self._student.parameters()).device
-        with torch.random.fork_rng():
+        # Of this GPU alone: asked for the others' random numbers, each process would start a context on each GPU.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             return spec.build(shown).to(device)
 

@@ -75,7 +75,7 @@ class InBackward:
             handle.remove()
 
     def _hook_of(self, unit: _Unit, parameter: nn.Parameter) -> Callable[[Tensor], None]:
-        def hook(source: Tensor) -> None:  # torch refuses hooks that return anything
+        def hook(source: Any) -> None:  # torch refuses hooks that return anything
             if source is not parameter:
                 if parameter in unit.arrived:
                     raise RuntimeError(
@@ -84,6 +84,7 @@ class InBackward:
                     )
                 assert source.grad is not None
                 parameter.grad, source.grad = local(source.grad), None
+                wait_for_host(parameter.grad, where=source.device_mesh.device_type)
             unit.waiting.append(parameter)
             unit.arrived.add(parameter)
             if all(p in unit.arrived or p in unit.silent for p in unit.parameters):
@@ -101,6 +102,15 @@ class InBackward:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         unit.waiting.clear()
+
+
+def wait_for_host(gradient: Tensor, *, where: str) -> None:
+    """Wait for the slice of a gradient that FSDP2 copies to the host (``cpu_offload``) from ``where`` it is calculated.
+
+    It calls the hook right after it has asked for the copy, and waits for all of them after the backward pass only.
+    """
+    if where == "cuda" and gradient.device.type == "cpu":
+        torch.cuda.current_stream().synchronize()  # in the hook that of the copy
 
 
 class _Unit:
