@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import Size
@@ -16,13 +18,14 @@ from twinflow.config import make_recipe
 from twinflow.errors import TwinflowError
 from twinflow.objectives import FlowMatching, Objective, TwinFlow
 from twinflow.objectives.dmd2 import DMD2
-from twinflow.planner import Backbone, Planner, find_remedies, gpu_named, plan_recipe, recipe_for
+from twinflow.planner import GPUS, Backbone, Planner, find_remedies, gpu_named, plan_recipe, recipe_for
 from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
 from twinflow.planner.prediction import check_fits
+from twinflow.planner.remedies import _candidates, _planned
 from twinflow.planner.schedule import Schedule, count_steps
 from twinflow.planner.setup import Setup
-from twinflow.recipes.sections import Ema, Lora, Optimizer
+from twinflow.recipes.sections import Ema, Lora, Optimizer, Parallel
 
 from .setups import IN_BACKWARD, setup
 
@@ -193,6 +196,55 @@ def test_remedies_fit_and_none_is_superfluous(sana: Planner) -> None:
                 if entry is not left_out:
                     changed, gpus = entry.remedy.change(changed), entry.remedy.gpus or gpus
             assert not sana.plan(changed, small, gpus).fits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["objective.teacher=frozen", "ema.decay=0.9", "model.dtype=fp32", "optimizer.name=adafactor"],
+        ["objective={name: flow_matching}", "ema.decay=0.9", "ema.on_host=true"],
+        ["objective.teacher=ema", "ema.decay=0.9", 'model.freeze=["*.norm*"]', "optimizer.name=muon"],
+        ["data={kind: dataset, path: x, streaming: true}", "model.train=lora", "model.dtype=fp32"],
+        ["optimizer.name=muon", "parallel.mode=replicate", "train.accumulate=2", "data.cache=true"],
+    ],
+)
+def test_remedies_do_what_they_say(sana: Planner, changes: list[str]) -> None:
+    """Written behind the command, one after another, they give a recipe that is valid, and planned as they were."""
+
+    def stated(changes: list[str]) -> Setup:
+        recipe = recipe_for(None, changes, config="sana-0.6b")
+        return Setup.of(recipe, size=256, frames=None, text_tokens=64)
+
+    setup, written, gpus = stated(changes), list(changes), 1
+    start = SimpleNamespace(setup=setup, gpus=gpus, machine=None)
+    for remedy in _candidates(sana, start):  # type: ignore[arg-type]  # what it looks at
+        changed = remedy.change(setup)
+        if changed == setup and remedy.gpus is None:
+            continue
+        written += [word for word in shlex.split(remedy.on(setup).overrides) if "=" in word]
+        assert stated(written) == changed, remedy.overrides
+        setup = changed
+    assert setup.lora is not None
+    assert setup.quantize == "nf4"
+
+
+def test_what_the_trainer_refuses_is_no_remedy() -> None:
+    """DMD's networks can't share rows, so that of Wan parallel.context is left out; and machines stay what they are."""
+    planner = Planner(Backbone.published("wan2.1-1.3b"), DMD2(times=(1.0,)))
+    start = setup("wan2.1-1.3b", height=64, width=64, frames=1, parallel=Parallel(mode="replicate"))
+    plan = replace(
+        planner.plan(start, gpu_named("h100-80"), 2, machine=1), gpu=replace(GPUS["h100-80"], memory=0)
+    )
+    candidates = [remedy for remedy in _candidates(planner, plan) if remedy.overrides == "parallel.context=2"]
+    assert len(candidates) == 1
+    assert plan.machine == 1
+    assert _planned(planner, plan, candidates[0].change(start), 2) is None
+    hybrid = replace(start, parallel=Parallel(mode="hybrid"))
+    sharded = Planner(planner.backbone, FlowMatching())
+    two = sharded.plan(hybrid, gpu_named("h100-80"), 4, machine=2)
+    again = _planned(sharded, two, hybrid, 4)
+    assert again is not None
+    assert again.peak == two.peak
 
 
 def test_the_command_prints_json_and_tables(tmp_path: Path) -> None:

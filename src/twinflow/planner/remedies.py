@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from twinflow.errors import TwinflowError
 from twinflow.pipelines.context import divisible
+from twinflow.pipelines.quantise import Kind
 from twinflow.planner.plan import Plan
 from twinflow.planner.planner import Planner
 from twinflow.planner.setup import Setup
@@ -22,6 +24,12 @@ class Remedy:
     costs: str  # what is given up
     change: Callable[[Setup], Setup]
     gpus: int | None = None  # how many then
+    also: Callable[[Setup], str] = lambda setup: ""  # further overrides, which depend on what is set before
+
+    def on(self, setup: Setup) -> Remedy:
+        """It, where ``setup`` is what is set before."""
+        more = self.also(setup)
+        return replace(self, overrides=f"{self.overrides} {more}", also=lambda _: "") if more else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +41,31 @@ class Tried:
 
 
 def find_remedies(planner: Planner, plan: Plan) -> list[Tried]:
-    """Changes that together make ``plan`` fit; if nothing does, all that help."""
+    """Changes that together make ``plan`` fit; if nothing does, all that help. Those that the trainer would refuse
+    are left out."""
     setup, gpus = plan.setup, plan.gpus
     tried: list[Tried] = []
     for remedy in _candidates(planner, plan):
         changed = remedy.change(setup)
         if changed == setup and remedy.gpus is None:
             continue
-        new = planner.plan(changed, plan.gpu, remedy.gpus or gpus)
+        new = _planned(planner, plan, changed, remedy.gpus or gpus)
         before = tried[-1].plan if tried else plan
-        if new.peak >= before.peak:  # it does not help here
+        if new is None or new.peak >= before.peak:  # it does not help here
             continue
-        setup, gpus = changed, remedy.gpus or gpus
         tried.append(Tried(remedy=remedy, plan=new))
+        setup, gpus = changed, remedy.gpus or gpus
         if new.fits:
             return _pruned(planner, plan, tried)
-    return tried
+    return _named(plan, tried)
+
+
+def _planned(planner: Planner, plan: Plan, setup: Setup, gpus: int) -> Plan | None:
+    """None where this can't be trained so."""
+    try:
+        return planner.plan(setup, plan.gpu, gpus, machine=plan.machine)
+    except TwinflowError:
+        return None
 
 
 def _pruned(planner: Planner, plan: Plan, tried: list[Tried]) -> list[Tried]:
@@ -56,18 +73,30 @@ def _pruned(planner: Planner, plan: Plan, tried: list[Tried]) -> list[Tried]:
     kept = list(tried)
     for entry in reversed(tried[:-1]):
         fewer = [other for other in kept if other is not entry]
-        if all(new.fits for new in _applied(planner, plan, fewer, last_only=True)):
+        last = _planned(planner, plan, *_steps(plan, fewer)[-1])
+        if last is not None and last.fits:
             kept = fewer
-    plans = _applied(planner, plan, kept, last_only=False)
-    return [replace(entry, plan=new) for entry, new in zip(kept, plans, strict=True)]
+    plans = [_planned(planner, plan, *step) for step in _steps(plan, kept)]
+    if None not in plans:
+        kept = [replace(entry, plan=new) for entry, new in zip(kept, plans, strict=True) if new is not None]
+    return _named(plan, kept)
 
 
-def _applied(planner: Planner, plan: Plan, tried: list[Tried], *, last_only: bool) -> Iterator[Plan]:
-    setup, gpus = plan.setup, plan.gpus
-    for number, entry in enumerate(tried):
+def _steps(plan: Plan, tried: list[Tried]) -> list[tuple[Setup, int]]:
+    """Setup and number of GPUs after each of ``tried``."""
+    setup, gpus, found = plan.setup, plan.gpus, []
+    for entry in tried:
         setup, gpus = entry.remedy.change(setup), entry.remedy.gpus or gpus
-        if not last_only or number == len(tried) - 1:
-            yield planner.plan(setup, plan.gpu, gpus)
+        found.append((setup, gpus))
+    return found
+
+
+def _named(plan: Plan, tried: list[Tried]) -> list[Tried]:
+    """``tried`` with all overrides that they take one after another."""
+    before = [plan.setup, *(entry.plan.setup for entry in tried)]
+    return [
+        replace(entry, remedy=entry.remedy.on(setup)) for entry, setup in zip(tried, before, strict=False)
+    ]
 
 
 def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
@@ -78,7 +107,8 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
         yield Remedy(
             overrides="data.cache=true",
             costs="nothing: text encoder and autoencoder leave the GPU after the encoding",
-            change=lambda s: replace(s, cached=True),
+            change=lambda s: replace(s, cached=True, streamed=False),
+            also=lambda s: "data.streaming=false" if s.streamed else "",
         )
     yield Remedy(
         overrides="train.gradient_checkpointing=true",
@@ -91,7 +121,13 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             costs="no clip by the norm of all gradients, no accumulation",
             change=lambda s: replace(s.with_optimizer(in_backward=True, clip=None), accumulate=1),
         )
-    if full and start.dtype == "fp32":
+    if full and start.dtype == "fp32" and start.optimizer.rounds_stochastically:
+        yield Remedy(
+            overrides="model.dtype=bf16 train.precision=fp32",
+            costs="weights rounded to bf16, by chance",
+            change=lambda s: replace(s, dtype="bf16", autocast=False),
+        )
+    elif full and start.dtype == "fp32":
         yield Remedy(
             overrides="model.dtype=bf16 train.precision=fp32 optimizer.name=adamw8bit",
             costs="weights rounded to bf16, by chance; moments in 8 bits",
@@ -114,6 +150,8 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             costs="the average moves every tenth step, by way of the host",
             change=lambda s: replace(s, ema=s.ema.model_copy(update={"on_host": True, "every": 10})),
         )
+    if not full:
+        yield from _quantised()
     if full:
         yield from (
             Remedy(
@@ -128,22 +166,25 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             )
         )
     if start.teacher == "ema" or start.ema.decay > 0:
+        taught = start.teacher == "ema"
         yield Remedy(
-            overrides="ema.decay=0 objective.teacher=self",
-            costs="no average of the weights; the teacher is the student itself",
+            overrides="ema.decay=0 objective.teacher=self" if taught else "ema.decay=0",
+            costs=f"no average of the weights{'; the teacher is the student itself' if taught else ''}",
             change=lambda s: replace(
                 s,
-                ema=s.ema.model_copy(update={"decay": 0.0}),
-                teacher="self" if s.teacher == "ema" else s.teacher,
+                ema=s.ema.model_copy(update={"decay": 0.0, "on_host": False}),
+                teacher="self" if taught else s.teacher,
             ),
+            also=lambda s: "ema.on_host=false" if s.ema.on_host else "",
         )
     modulation = tuple(f"{name}.*" for name in planner.layers(start)[False]) if full else ()
     if modulation:
-        listed = ", ".join(f'"{name}"' for name in modulation)
+        patterns = tuple(dict.fromkeys([*start.freeze, *modulation]))
+        listed = ", ".join(f'"{name}"' for name in patterns)
         yield Remedy(
             overrides=f"model.freeze='[{listed}]'",
             costs="the modulation by the time keeps its weights",
-            change=lambda s: replace(s, freeze=tuple(dict.fromkeys([*s.freeze, *modulation]))),
+            change=lambda s: replace(s, freeze=patterns),
         )
     batch = start.batch
     while batch > 1:
@@ -167,17 +208,40 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
     while full and gpus < _MOST_GPUS:
         gpus *= 2
         yield Remedy(
-            overrides=f"{_more(start)}--gpus {gpus}",
+            overrides=f"--gpus {gpus}",
             costs="more GPUs",
             change=_shardable,
             gpus=gpus,
+            also=_more,
         )
     if full:
         yield Remedy(
             overrides="model.train=lora",
             costs="adapters of rank 16 instead of all weights",
             change=lambda s: replace(s, lora=Lora(), freeze=()),
+            also=lambda s: "model.freeze=[]" if s.freeze else "",
         )
+        yield from _quantised()
+
+
+def _quantised() -> Iterator[Remedy]:
+    """The frozen base under a LoRA in fewer bits."""
+    for kind, costs in _KINDS.items():
+        yield Remedy(overrides=f"model.quantize={kind}", costs=costs, change=_to_quantised(kind))
+
+
+_KINDS: dict[Kind, str] = {"int8": "the frozen base in 8 bits", "nf4": "the frozen base in 4 bits"}
+
+
+def _to_quantised(kind: Kind) -> Callable[[Setup], Setup]:
+    """To ``kind``, if there is a LoRA and its base has more bits."""
+
+    def change(setup: Setup) -> Setup:
+        if setup.lora is None or setup.quantize in (kind, "nf4"):
+            return setup
+        return replace(setup, quantize=kind)
+
+    return change
 
 
 _ORDER = ("adamw", "radam", "muon", "adamw8bit", "adamw4bit", "adafactor")
@@ -203,8 +267,8 @@ def _shardable(setup: Setup) -> Setup:
 
 def _more(setup: Setup) -> str:
     """What :func:`_shardable` changes, as overrides."""
-    mode = "parallel.mode=shard " if setup.parallel.mode == "replicate" else ""
-    return mode + ("optimizer.name=adamw8bit " if setup.optimizer.name == "muon" else "")
+    mode = ["parallel.mode=auto"] if setup.parallel.mode == "replicate" else []
+    return " ".join(mode + (["optimizer.name=adamw8bit"] if setup.optimizer.name == "muon" else []))
 
 
 def _to_context(count: int) -> Callable[[Setup], Setup]:

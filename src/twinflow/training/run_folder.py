@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
 from twinflow.errors import TwinflowError
 from twinflow.training.checkpoint import (
@@ -165,6 +167,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # with the CUDA that it was built for, which its package does not say
     return found
 
 
