@@ -268,6 +268,17 @@ def test_the_embedded_model_is_planned_from_its_folder() -> None:
     assert plan.setup.height == 32
     averages = next(c.bytes for c in plan.components if c.name == "averages")
     assert averages == 2 * 4 * plan.trained  # one to draw with, and one that teaches
+    _, shorter = plan_recipe(
+        recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"call": {"max_sequence_length": 9}})}
+        ),
+        gpu=gpu_named("rtx4090-24"),
+        text_tokens=5,  # what is asked for, whatever the recipe says
+    )
+    assert shorter.setup.text_tokens == 5
+    slow = replace(plan, gpu=replace(plan.gpu, bf16=float("nan"), fp32=float("nan")))
+    assert "s a step" in plan.summary()
+    assert "nan" not in slow.summary()
 
 
 def test_sizes_are_those_of_the_data() -> None:

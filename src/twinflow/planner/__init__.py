@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from twinflow.config import Recipe, load_recipe
@@ -67,7 +68,8 @@ def plan_recipe(
 ) -> tuple[Planner, Plan]:
     """Plan ``recipe`` on ``gpus`` GPUs, ``machine`` of them in each machine, laid out as ``recipe.parallel`` says.
 
-    ``config`` is a published configuration in the place of the recipe's model.
+    ``config`` is a published configuration in the place of the recipe's model. ``frames`` and ``text_tokens``, where
+    they are given, take the place of what recipe and model say.
 
     :class:`TwinflowError` for what can't be planned: a part other than the transformer, or a transformer that
     can't be called from its configuration.
@@ -80,11 +82,8 @@ def plan_recipe(
             raise TwinflowError(f"{name} must be at least 1, got {number}")
     if backbone is None:
         backbone = Backbone.published(config) if config else Backbone.stored(recipe.model.path)
-    setup = Setup.of(
-        recipe,
-        size=backbone.size,
-        frames=frames or backbone.frames,
-        text_tokens=text_tokens or backbone.text_tokens,
-    )
+    setup = Setup.of(recipe, size=backbone.size, frames=backbone.frames, text_tokens=backbone.text_tokens)
+    asked = {"frames": frames, "text_tokens": text_tokens}
+    setup = replace(setup, **{key: value for key, value in asked.items() if value is not None})
     planner = Planner(backbone, recipe.build_objective())
     return planner, planner.plan(setup, gpu, gpus, machine=machine)

@@ -40,7 +40,6 @@ def predict(recipe: Recipe, model: Any) -> Prediction | None:
             gpus=world,
             machine=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
             backbone=backbone,
-            text_tokens=backbone.text_tokens,
         )
     except Exception as error:  # a family that can't be called from its configuration is trained all the same
         return Prediction(line=f"no plan: {str(error).splitlines()[0]}", bytes=None)

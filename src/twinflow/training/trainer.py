@@ -210,18 +210,17 @@ class Trainer:
                 if self.processes.any(interruption.requested, self.device):
                     break
                 self._make_step()
+                last = self.state.step == total or self._spent()
                 self.saver.finish(wait=False)
                 if self.prediction is not None and self.state.step - first == AFTER:
                     measured = measured_peak(self.device)
                     self._display.line(self.prediction.beside(measured, device=self.device))
-                if self.state.step % recipe.log.every == 0 or self.state.step == total:
+                if self.state.step % recipe.log.every == 0 or last:
                     self.logbook.log()
                 if recipe.checkpoint.every and self.state.step % recipe.checkpoint.every == 0:
                     self._save()
                     saved = self.state.step
-                if recipe.preview.every and (
-                    self.state.step % recipe.preview.every == 0 or self.state.step == total
-                ):
+                if recipe.preview.every and (self.state.step % recipe.preview.every == 0 or last):
                     self.logbook.preview(self._drawing_field())
             if saved != self.state.step:
                 self._save()
