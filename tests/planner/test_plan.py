@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,10 @@ def test_the_command_prints_json_and_tables(tmp_path: Path) -> None:
     assert found["batch"] == 2
     assert found["peak"] == sum(found["memory"].values())
     assert found["comparison"][1]["peak"] > found["peak"]
+    said = Path("docs/scaling.md").read_text().partition("With `--json`")[2].partition("How it is done")[0]
+    rows = [line.split("|")[1] for line in said.splitlines() if line.startswith("| `")]
+    assert set(found) == set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert all(f"`{key}`" in said for key in found["comparison"][0])
 
 
 def test_the_embedded_model_is_planned_from_its_folder() -> None:

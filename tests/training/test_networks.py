@@ -165,6 +165,7 @@ def test_a_budget_ends_the_run_and_a_resume_does_not_extend_it(
     again = Accountant()
     resumed = train(tmp_path, "dmd", accountant=again, budget=budget)
     assert (resumed.status, resumed.step) == ("finished", steps)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == steps  # it was the last step
     assert again.total("flops") == accountant.total("flops") > 0
     assert load_recipe(tmp_path / "recipe.yaml").train.steps == 12
 
