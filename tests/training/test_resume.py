@@ -97,6 +97,25 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, sections: dict[str, Any])
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+class CutPipeline(TinyPipeline):
+    def save_pretrained(self, path: Path) -> None:
+        raise PowerCut
+
+
+def test_the_pipeline_is_that_of_the_last_step(tmp_path: Path, straight: RunResult) -> None:
+    """Also of a run that was made longer, and killed when it was done but for the pipeline."""
+    former = train(tmp_path, train={"steps": 8})
+    assert former.pipeline is not None
+    with pytest.raises(PowerCut):
+        Trainer(tiny_recipe(tmp_path), CutPipeline(), Colors()).run()
+    last = train(tmp_path)
+    for name, weight in TinyPipeline.weights(straight.pipeline).items():  # type: ignore[arg-type]
+        assert torch.equal(TinyPipeline.weights(last.pipeline)[name], weight)  # type: ignore[arg-type]
+    written = (tmp_path / "pipeline").stat().st_mtime_ns
+    train(tmp_path)
+    assert (tmp_path / "pipeline").stat().st_mtime_ns == written  # it is the last one, and is left alone
+
+
 def test_metrics_have_each_step_once(tmp_path: Path) -> None:
     failing = FailingTwinFlow(guidance=0.3, teacher="ema")
     with pytest.raises(PowerCut):

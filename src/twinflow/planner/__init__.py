@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from twinflow.config import Recipe, load_recipe
 from twinflow.errors import TwinflowError
@@ -83,7 +84,7 @@ def plan_recipe(
     if backbone is None:
         backbone = Backbone.published(config) if config else Backbone.stored(recipe.model.path)
     setup = Setup.of(recipe, size=backbone.size, frames=backbone.frames, text_tokens=backbone.text_tokens)
-    asked = {"frames": frames, "text_tokens": text_tokens}
+    asked: dict[str, Any] = {"frames": frames, "text_tokens": text_tokens}
     setup = replace(setup, **{key: value for key, value in asked.items() if value is not None})
     planner = Planner(backbone, recipe.build_objective())
     return planner, planner.plan(setup, gpu, gpus, machine=machine)

@@ -108,6 +108,14 @@ class RunFolder:
             for name, text in texts.items():
                 replace_text(self.path / name, text)
 
+    def lacks_pipeline(self) -> bool:
+        """Whether ``pipeline/`` is not there, or older than the last checkpoint: a run that was made longer, and killed
+        before it wrote its own, has that of its former end."""
+        if not self.pipeline.exists():
+            return True
+        latest = self.checkpoints.latest()
+        return latest is not None and self.pipeline.stat().st_mtime_ns < latest.stat().st_mtime_ns
+
     def save_pipeline(self, pipe: Trainable, average: ParameterAverage | None) -> None:
         """Write ``pipeline/`` with the averaged weights, if there are; complete under its name, or not there."""
         written = pipe.network.parameters()

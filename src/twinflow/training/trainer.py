@@ -234,7 +234,7 @@ class Trainer:
                 f"to go on: {self._command}"
             )
             return self._result("interrupted", pipeline=None)
-        if self.state.step > first or not self.folder.pipeline.exists():
+        if self.state.step > first or self.processes.any(self.folder.lacks_pipeline(), self.device):
             self.guard.check(wait=True)
             self.saver.pipeline(self.pipe, self.averages)
         return self._result("finished", pipeline=self.folder.pipeline)
