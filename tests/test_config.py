@@ -136,6 +136,7 @@ def test_a_missing_section(good: Path, tmp_path: Path, section: str) -> None:
         ("extends: 5\n", "extends = 5 is not allowed"),
         ("extends: nowhere.yaml\n", "there is no recipe .*nowhere.yaml, which .*bad.yaml extends"),
         ("extends: bad.yaml\n", "extends itself"),
+        ("model:\n\tpath: a\n", "is not a readable recipe(.|\n)*indented with spaces"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
@@ -146,6 +147,13 @@ def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TwinflowError, match="there is no recipe"):
         load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(TwinflowError, match="it is a folder$"):
+        load_recipe(tmp_path)
+    write(tmp_path, "recipe.yaml", GOOD)
+    with pytest.raises(TwinflowError, match=r"it is a folder. Its recipe is .*recipe.yaml$"):
+        load_recipe(tmp_path)
+    with pytest.raises(TwinflowError, match="the recipe comes first"):
+        load_recipe("train.steps=3", [str(tmp_path / "recipe.yaml")])
 
 
 def test_the_resolved_recipe_loads_back(good: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from twinflow.data.pictures import open_picture
 from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset, StreamOrder
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.pipelines.absent import Together
 from twinflow.pipelines.checkpoint import Manifest
@@ -258,6 +258,9 @@ def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:
 def export_checkpoint(checkpoint: Path, output: Path) -> Path:
     """Write the pipeline of a ``checkpoint`` of a run, sharded or not, to ``output``: with the averaged weights, if the
     run has an average. ``checkpoint`` may be the folder of the run, for its latest. On the CPU, in one process."""
+    if not checkpoint.is_dir():
+        raise TwinflowError(f"there is no folder {checkpoint}")
+    check_place(output, name="the output")
     run = checkpoint if (checkpoint / "recipe.yaml").is_file() else checkpoint.absolute().parent.parent
     if not (run / "recipe.yaml").is_file():
         raise TwinflowError(f"{checkpoint} is no checkpoint of a run: there is no {run / 'recipe.yaml'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from families import FAMILIES
 from twinflow.cli.app import app
+from twinflow.config import load_recipe
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.models import load_model
 from twinflow.pipelines import AnyStepPipeline
@@ -169,7 +171,7 @@ def test_training_a_folder_of_pictures(tmp_path: Path) -> None:
         "objective: {name: twinflow, teacher: ema}\n"
         f"train: {{steps: 2, batch: 2}}\noutput: {tmp_path / 'run'}\n"
     )
-    run("train", recipe)
+    assert f"trained model: {tmp_path / 'run' / 'pipeline'}\n" in run("train", recipe)
     assert (tmp_path / "run" / "pipeline" / "target_time.safetensors").is_file()
     # The same command on a finished run has nothing left to do, and says so by succeeding.
     run("train", recipe)
@@ -185,4 +187,15 @@ def test_a_broken_picture_stops_before_any_training(tmp_path: Path) -> None:
     )
     with pytest.raises(TwinflowError, match="bad.png"):
         run("train", recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_version_and_a_recipe_are_shown(tmp_path: Path) -> None:
+    assert run("--version") == f"twinflow {version('twinflow')}\n"
+    (tmp_path / "short.yaml").write_text(
+        "model: shapeworld-tiny\ndata: {kind: shapeworld}\nobjective: {name: twinflow}\n"
+        f"train: {{steps: 2, batch: 2}}\noutput: {tmp_path / 'run'}\n"
+    )
+    (tmp_path / "shown.yaml").write_text(run("train", tmp_path / "short.yaml", "train.batch=3", "--show"))
+    assert load_recipe(tmp_path / "shown.yaml") == load_recipe(tmp_path / "short.yaml", ["train.batch=3"])
     assert not (tmp_path / "run").exists()

@@ -150,6 +150,9 @@ def test_what_is_no_cache_of_this(tmp_path: Path) -> None:
     (tmp_path / "b" / "letter.txt").write_text("dear reader")
     with pytest.raises(TwinflowError, match="is not empty and holds no cache"):
         write(tmp_path / "b")
+    for place in (tmp_path / "b" / "letter.txt", tmp_path / "b" / "letter.txt" / "new"):
+        with pytest.raises(TwinflowError, match=r"letter.txt is a file"):
+            write(place)
     with pytest.raises(TwinflowError, match="there is no cache in .*: write it by `twinflow cache"):
         CachedRows(tmp_path / "c")
     (tmp_path / "a" / "index.json").write_text("{}")

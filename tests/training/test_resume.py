@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from twinflow.config import make_recipe
 from twinflow.errors import TwinflowError
 from twinflow.objectives import Step, TwinFlow
 from twinflow.training import RunResult, Trainer
@@ -281,3 +282,28 @@ def test_only_the_last_checkpoints_are_kept(straight: RunResult) -> None:
     assert (straight.output / "checkpoints" / "latest").read_text() == "step_00000012\n"
     files = {path.suffix for path in straight.output.rglob("*") if path.is_file()}
     assert files <= {".safetensors", ".json", ".jsonl", ".yaml", ""}
+
+
+def test_a_run_that_saved_nothing_may_be_corrected(tmp_path: Path) -> None:
+    """A mistake that shows late leaves its recipe in the folder, and no obstacle."""
+    wrong = RunFolder(tiny_recipe(tmp_path, train={"batch": 5}))
+    wrong.claim()
+    assert RunFolder(tiny_recipe(tmp_path)).resume_from("auto") is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # it has begun
+    with pytest.raises(TwinflowError, match="holds another run: its train.batch is 5"):
+        RunFolder(tiny_recipe(tmp_path)).resume_from("auto")
+
+
+def test_an_output_that_can_not_be_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is loaded, for any ``resume``."""
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(TwinflowError, match="file is a file. Name another"):
+            RunFolder(tiny_recipe(output)).resume_from("never")
+    data = {"kind": "folder", "path": str(tmp_path)}
+    recipe = tiny_recipe(tmp_path / "run").model_dump(mode="json") | {"data": data, "output": f"{tmp_path}/."}
+    with pytest.raises(TwinflowError, match="is the folder of the data"):
+        RunFolder(make_recipe(recipe)).resume_from()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(TwinflowError, match="can't be written to"):
+        RunFolder(tiny_recipe(tmp_path / "run")).resume_from()

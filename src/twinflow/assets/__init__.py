@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 
 ROOT = Path(__file__).parent
 EMBEDDED_MODELS = ("shapeworld-tiny",)
@@ -30,5 +30,6 @@ def copy_model(name: str, folder: str | Path) -> Path:
     target = Path(folder)
     if target.exists():
         raise TwinflowError(f"{target} is there already: choose another folder")
+    check_place(target, name="the folder")
     shutil.copytree(ROOT / name, target)
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -26,7 +27,7 @@ def main() -> None:
 
     try:
         app()
-    except TwinflowError as error:
+    except (TwinflowError, OSError) as error:  # the latter of files: not there, not allowed, no room
         from rich.console import Console
 
         Console(stderr=True).print(
@@ -42,6 +43,12 @@ def _quiet() -> None:
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in (
+        "torchao",
+        "bitsandbytes",
+        "torch.utils._pytree",
+    ):  # about kernels of other machines than this
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _escape(text: str) -> str:

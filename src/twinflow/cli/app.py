@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from twinflow import __version__
 from twinflow.errors import TwinflowError
 
 app = typer.Typer(
     help="Turn any flow-matching generator into a one-step generator.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -38,6 +40,15 @@ DtypeOption = Annotated[
 ]
 
 
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and do nothing.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"twinflow {__version__}")
+        raise typer.Exit
+
+
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
@@ -59,18 +70,31 @@ def train(
     resume: Annotated[
         str, typer.Option(help="'auto' goes on where the output folder stopped; 'never'; or a checkpoint.")
     ] = "auto",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print all keys of the recipe as they would be, and do nothing.")
+    ] = False,
 ) -> None:
     """Train by a recipe. The same command again goes on where it was stopped."""
-    from twinflow.config import load_recipe
-    from twinflow.launch import launch
+    from twinflow.config import load_recipe, recipe_yaml
 
-    launch(load_recipe(recipe, overrides or []), resume=resume)
+    wanted = load_recipe(recipe, overrides or [])
+    if show:
+        typer.echo(recipe_yaml(wanted), nl=False)
+        return
+    from twinflow.launch import launch
+    from twinflow.training.processes import Processes
+
+    result = launch(wanted, resume=resume)
+    if result.pipeline is not None and Processes.current().is_main:
+        typer.echo(f"trained model: {result.pipeline}")
 
 
 @app.command()
 def sample(
     model: ModelArgument,
-    prompts: Annotated[list[str], typer.Argument(help="One picture for each.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="One picture for each; those in a file: eval --prompts FILE.")
+    ],
     nfe: NfeOption = "1",
     guidance: GuidanceOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next one has the next.")] = 0,
@@ -127,6 +151,7 @@ def sides(text: str | None) -> tuple[int, int] | None:
 
 def dtype_of(text: str) -> str:
     """One of those that models are opened in."""
+    text = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(text, text)  # as recipes say
     if text not in ("float32", "bfloat16", "float16", "float64"):
         raise TwinflowError(f"--dtype {text!r} is not one of float32, bfloat16, float16, float64")
     return text

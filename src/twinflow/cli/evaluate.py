@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from twinflow.cli.app import DtypeOption, GuidanceOption, NfeOption, SizeOption, app, dtype_of, numbers, sides
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 
 
 @app.command("eval")
@@ -128,6 +128,7 @@ def report(
             raise TwinflowError(f"there is no training run in {path.parent}: {path.name} is missing")
     table, home = joined(folders, mixed=mixed)
     print_table(table)
+    check_place(output or home, name="--output")
     files = write_report(output or home, table, losses=losses, pictures=home)
     typer.echo(f"report: {files.html}")
 

@@ -47,7 +47,7 @@ def export(
         output=output,
         format=format,
         nfe=nfe,
-        dtype=dtype,
+        dtype={"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype),  # as sample and eval say
         base=base,
         rank=rank,
         call=_call(call, source),

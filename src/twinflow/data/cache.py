@@ -19,7 +19,7 @@ from twinflow.data.encoding import ItemEncoder
 from twinflow.data.identity import FileHashes, describe_differences, differences
 from twinflow.data.packing import Packer, rows_json, unpack_row
 from twinflow.data.rows import EncodedRow, encode_rows
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.tensor_files import save_tensors
 
 INDEX_FILE = "index.json"
@@ -149,6 +149,7 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
         index = read_index(folder)
         check_identity(folder, index, identity)
         return index
+    check_place(folder, name="data.cache")
     ours = (RECORD_FILE, LOCK_FILE)
     if folder.is_dir() and not all(any(name in file.name for name in ours) for file in folder.iterdir()):
         raise TwinflowError(f"{folder} is not empty and holds no cache: name a new folder as data.cache")

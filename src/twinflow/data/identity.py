@@ -19,7 +19,7 @@ from twinflow.data.captioned_files import (
 )
 from twinflow.data.shards import local_files, saved_files
 from twinflow.errors import TwinflowError
-from twinflow.pipelines.checkpoint import Manifest
+from twinflow.pipelines.checkpoint import Manifest, check_name
 
 # Parts of a pipeline that training changes, or that have no say in what is encoded.
 TRAINED = ("transformer", "transformer_2", "scheduler")
@@ -92,6 +92,7 @@ def pipeline_folder(path: str) -> Path:
         return pipeline_folder(adapter.base)
     if (folder / "model_index.json").is_file():
         return folder
+    check_name(path)
     from diffusers import DiffusionPipeline
 
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.evaluation.benchmark import Benchmark, Finding, Measure, Scores, digest
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
 from twinflow.evaluation.fingerprint import weights_hash
@@ -73,6 +73,7 @@ class Evaluation:
 
     def begin(self) -> None:
         """Check that everything is there, and open the tables; those of an earlier call are gone on with."""
+        check_place(self.output, name="--output")
         for benchmark in self.benchmarks:
             benchmark.ready()
             for measure in self.measures:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.data.pictures import fit, open_picture
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.evaluation.models import check_prompts, load_model
 from twinflow.evaluation.samplers import sampler_for
 
@@ -32,6 +32,13 @@ def draw_prompts(
     ``size``: height and width; ``frames`` of clips. ``sources``: the pictures to edit, one for each prompt or one for
     all, which are cropped to ``size`` if that is given.
     """
+    check_place(output, name="--output")
+    for prompt in prompts:
+        if prompt.endswith((".txt", ".jsonl")) and Path(prompt).is_file():
+            raise TwinflowError(
+                f"the prompt {prompt!r} is a file: `twinflow eval {model} --prompts {prompt} --nfe "
+                f"{','.join(map(str, nfe))}` draws the prompts in it"
+            )
     call: dict[str, Any] = {} if frames is None else {"num_frames": frames}
     images = _sources(sources, count=len(prompts), size=size)
     if images:

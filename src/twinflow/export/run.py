@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.export.diffusers_folder import to_diffusers
 from twinflow.export.lora import to_lora
 from twinflow.export.single_file import to_single_file
@@ -53,6 +53,14 @@ class ExportRequest:
             )
         if self.base is not None and "lora" not in self.format:
             raise TwinflowError(f"--base is for LoRA formats, got --format {self.format}")
+        check_place(
+            self.output.parent if self.output.suffix == ".safetensors" else self.output, name="the output"
+        )
+        for name, what in (("twinflow.json", "a checkpoint"), ("recipe.yaml", "a run")):
+            if (self.output / name).is_file() and self.output.resolve() != Path(self.model).resolve():
+                raise TwinflowError(
+                    f"{self.output} holds {what}, which an export would spoil: choose another folder"
+                )
         if self.output.exists() and self.output.resolve() == Path(self.model).resolve():
             raise TwinflowError(
                 f"the export would overwrite {self.model}, which training goes on from: choose another folder"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twinflow.config import Recipe
 from twinflow.data.shapeworld import ShapeWorldDataset
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.evaluation.frechet import FeatureStatistics, frechet_distance, image_statistics
 from twinflow.evaluation.models import load_model
 from twinflow.evaluation.pictures import read_pixels
@@ -97,6 +97,7 @@ class _Comparison:
 
     def _claim(self) -> None:
         """Refuse a folder with another comparison."""
+        check_place(self.folder, name="output")
         file = self.folder / "lab.json"
         now = json.loads(json.dumps(self.lab.model_dump(mode="json")))
         former = json.loads(file.read_text()) if file.is_file() else now

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,8 +95,31 @@ class Manifest:
 # Whole pipelines
 
 
+def check_name(path_or_id: str | Path) -> None:
+    """:class:`TwinflowError` for what is neither the folder of a pipeline nor can be the name of one on the hub."""
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path_or_id)):
+            raise TwinflowError(
+                f"{path_or_id} is not a folder or a model on the hub: there is no such folder, and models on the "
+                "hub are called ORGANISATION/NAME"
+            )
+    elif not any((folder / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)):
+        instead = ""
+        if (folder / "pipeline").is_dir():
+            instead = f". It is the folder of a run, and its trained model is {folder / 'pipeline'}"
+        elif (folder / "state.json").is_file():
+            instead = (
+                f". It is a checkpoint: `twinflow export-checkpoint {folder} FOLDER` makes a pipeline of it"
+            )
+        elif (folder / "recipe.yaml").is_file():
+            instead = ". It is the folder of a run that has not ended: the same `twinflow train` goes on"
+        raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json{instead}")
+
+
 def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> Any:
     """The diffusers pipeline of a folder or hub id, with ``parts`` that are there; only safetensors are read."""
+    check_name(path_or_id)
     folder = Path(path_or_id)
     if folder.is_dir() and not (folder / INDEX_FILE).is_file():
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
@@ -130,6 +154,7 @@ def with_our_files(path_or_id: str | Path) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
+    check_name(path_or_id)
     from huggingface_hub import hf_hub_download
 
     found = []

@@ -69,13 +69,13 @@ def _read_layers(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """The mapping in ``path``, merged over the recipe that its ``extends`` names, relative to it."""
     if not path.is_file():
         named = f", which {children[-1]} extends" if children else ""
-        raise TwinflowError(f"there is no recipe {path}{named}")
+        raise TwinflowError(f"there is no recipe {path}{named}{_instead(path)}")
     if path.resolve() in children:
         raise TwinflowError(f"{path} extends itself by way of {', '.join(map(str, children))}")
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise TwinflowError(f"{path} is not a readable recipe: {error}") from error
+        raise TwinflowError(f"{path} is not a readable recipe: {error}{_about_tabs(path)}") from error
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise TwinflowError(f"{path} is not a recipe: it must consist of `key: value` lines")
     layer: dict[str, Any] = {str(key): value for key, value in raw.items()}
@@ -87,12 +87,30 @@ def _read_layers(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_layers(path.parent / parent, (*children, path.resolve())), layer)
 
 
+def _instead(path: Path) -> str:
+    """What was meant by a recipe that is no file."""
+    if path.is_dir():
+        written = path / "recipe.yaml"
+        return f": it is a folder{f'. Its recipe is {written}' if written.is_file() else ''}"
+    return ": the recipe comes first, then changes such as train.steps=100" if "=" in path.name else ""
+
+
+def _about_tabs(path: Path) -> str:
+    try:
+        tabs = any("\t" in line[: len(line) - len(line.lstrip())] for line in path.open(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return "\nYAML is indented with spaces, and there are tabs" if tabs else ""
+
+
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not all(key.split(".")):
-            raise TwinflowError(f"{override!r} is not an override: write key=value, such as train.steps=100")
+            raise TwinflowError(
+                f"{override!r} is not an override: write key=value without spaces, such as train.steps=100"
+            )
         try:
             raw = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=True)
         except (OmegaConfBaseException, YAMLError) as error:
@@ -179,7 +197,7 @@ def _describe(problem: Any) -> str:
         return f"{key}.kind is missing: use one of {', '.join(DATA_KINDS)}"
     if what == "union_tag_invalid":
         return unknown_key(str(problem["ctx"]["tag"]), DATA_KINDS, where=f"{key}.kind", noun="kind")
-    return disallowed(key, problem["input"], problem["msg"])
+    return disallowed(key, problem["input"], problem["msg"].replace("tuple", "list"))
 
 
 def _keys_at(path: list[Any], kind: str | None) -> list[str]:

@@ -114,7 +114,7 @@ def _checked(hint: Any, value: Any, *, key: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        reasons = [problem["msg"] for problem in error.errors()]
+        reasons = [problem["msg"].replace("tuple", "list") for problem in error.errors()]
         raise ValueError(disallowed(key, value, " or ".join(dict.fromkeys(reasons)))) from error
 
 

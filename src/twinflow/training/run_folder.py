@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
-from twinflow.errors import TwinflowError
+from twinflow.errors import TwinflowError, check_place
 from twinflow.training.checkpoint import (
     CheckpointFolder,
     explained,
@@ -66,6 +66,7 @@ class RunFolder:
         ``resume``: ``"auto"`` goes on with the run in this folder if there is one, ``"never"`` refuses to, and
         a path is a checkpoint, or the folder of a run. ``TwinflowError`` if that was another recipe's.
         """
+        self._check_place()
         if str(resume) == "never":
             if (self.path / "recipe.yaml").exists():
                 raise TwinflowError(
@@ -75,13 +76,29 @@ class RunFolder:
         if str(resume) == "auto":
             if not (self.path / "recipe.yaml").exists():
                 return None
-            check_same_run(self.path, self.recipe)
             found = self.checkpoints.latest()
+            if found is None and not self.pipeline.exists() and not self._logged():
+                return None  # it was stopped by a mistake in its recipe, say, and there is nothing to lose
+            check_same_run(self.path, self.recipe)
         else:
             found = self._chosen(Path(resume))
         if found is not None:
             read_state(found)  # all of it is there
         return found
+
+    def _logged(self) -> bool:
+        metrics = self.path / "metrics.jsonl"
+        return metrics.is_file() and metrics.stat().st_size > 0
+
+    def _check_place(self) -> None:
+        """``TwinflowError`` if the folder can't be written, or is the one that the data is read from."""
+        check_place(self.recipe.output, name="output")
+        data = getattr(self.recipe.data, "path", None)
+        if data is not None and Path(data).is_dir() and self.path.resolve() == Path(data).resolve():
+            raise TwinflowError(
+                f"output = {self.recipe.output!r} is the folder of the data: choose another, to which nothing but the "
+                "run is written"
+            )
 
     def _chosen(self, path: Path) -> Path:
         """The checkpoint that the user named, or the latest of the run that was named."""
