@@ -96,3 +96,19 @@ def test_files_that_fail_print_no_traceback(file: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", "-1"), ("--batch", "0"), ("--with", "shapeworld.seed=-1")]
+)
+def test_numbers_that_are_too_small(option: str, value: str, tmp_path: Path) -> None:
+    command = ["eval", "shapeworld-tiny", "--output", str(tmp_path / "new"), option, value]
+    done = CliRunner().invoke(app, command)
+    said = done.output + str(done.exception)
+    assert "greater than or equal to" in said or isinstance(done.exception, TwinflowError), said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_is_no_model_to_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "state.json").touch()
+    refused("eval", tmp_path, "--output", tmp_path / "new", saying="export-checkpoint")

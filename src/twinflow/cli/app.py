@@ -97,7 +97,9 @@ def sample(
     ],
     nfe: NfeOption = "1",
     guidance: GuidanceOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next one has the next.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first picture; the next one has the next.")
+    ] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("samples"),
     size: SizeOption = None,
     dtype: DtypeOption = "float32",

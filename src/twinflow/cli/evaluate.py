@@ -37,7 +37,7 @@ def evaluate(
         int | None, typer.Option(help="ShapeWorld: pictures of each of the six tasks; 200 by default.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the noise (and of ShapeWorld's captions).")
+        int | None, typer.Option(min=0, help="Seed of the noise (and of ShapeWorld's captions).")
     ] = None,
     extra: Annotated[
         list[str] | None,
@@ -48,8 +48,9 @@ def evaluate(
     batch: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Pictures drawn together. 1 makes a picture independent of all others, bit for bit; by default "
-            "1 for large pictures, up to 64 for small ones."
+            "1 for large pictures, up to 64 for small ones.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for tables, results and pictures.")] = Path(

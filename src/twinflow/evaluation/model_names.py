@@ -64,6 +64,10 @@ def _found(path: str, kind: str) -> tuple[str, str]:
         raise TwinflowError(
             f"the run in {folder} has written no pipeline yet: let it end (the same `twinflow train` goes on)"
         )
+    if (folder / "state.json").is_file():
+        raise TwinflowError(
+            f"{folder} is a checkpoint of a run: `twinflow export-checkpoint {folder} FOLDER` makes a pipeline of it"
+        )
     if kind == "any-step" and pictures_in(folder):
         return path, "images"
     raise TwinflowError(

@@ -31,6 +31,8 @@ class ShapeWorldBenchmark(Benchmark):
     def __init__(self, level: str | Level = "tiny", *, images_per_task: int = 200, seed: int = 0) -> None:
         if images_per_task < 1:
             raise TwinflowError(f"images_per_task must be at least 1, got {images_per_task}")
+        if seed < 0:
+            raise TwinflowError(f"shapeworld's seed must be at least 0, got {seed}")
         try:
             self.level = get_level(level)
         except ValueError as error:
