@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from twinflow.cli import copy_model, export, export_checkpoint  # noqa: F401 - each puts its command on the app
 from twinflow.cli.app import app, dtype_of
 from twinflow.errors import TwinflowError, check_place
+from twinflow.evaluation.geneval.convert import read_checkpoint
 
 CIRCLE = "a photo of a red circle"
 
@@ -112,3 +113,11 @@ def test_numbers_that_are_too_small(option: str, value: str, tmp_path: Path) -> 
 def test_a_checkpoint_is_no_model_to_evaluate(tmp_path: Path) -> None:
     (tmp_path / "state.json").touch()
     refused("eval", tmp_path, "--output", tmp_path / "new", saying="export-checkpoint")
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line(file: Path) -> None:
+    """Not torch's own text, which recommends to load it without care."""
+    with pytest.raises(TwinflowError, match=r"runs no pickled code \(UnpicklingError\)") as caught:
+        read_checkpoint(file)
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)

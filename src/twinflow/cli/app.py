@@ -82,11 +82,8 @@ def train(
         typer.echo(recipe_yaml(wanted), nl=False)
         return
     from twinflow.launch import launch
-    from twinflow.training.processes import Processes
 
-    result = launch(wanted, resume=resume)
-    if result.pipeline is not None and Processes.current().is_main:
-        typer.echo(f"trained model: {result.pipeline}")
+    launch(wanted, resume=resume)
 
 
 @app.command()

@@ -237,6 +237,7 @@ class Trainer:
         if self.state.step > first or self.processes.any(self.folder.lacks_pipeline(), self.device):
             self.guard.check(wait=True)
             self.saver.pipeline(self.pipe, self.averages)
+        self._display.line(f"trained model: {self.folder.pipeline}")
         return self._result("finished", pipeline=self.folder.pipeline)
 
     def _make_step(self) -> None:

@@ -226,8 +226,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise TwinflowError(f"there is no checkpoint {path}; GenEval's is {MMDET_URL}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise TwinflowError(
-            f"{path} can't be read as plain weights, and twinflow runs no pickled code: {error}. Where you trust "
-            "the file, load it yourself and give its state dict to twinflow.evaluation.geneval.convert_model."
+            f"{path} can't be read as plain weights, and twinflow runs no pickled code ({type(error).__name__}). Is it "
+            f"complete, and GenEval's ({MMDET_URL})? Where you trust the file, "
+            "load it yourself and give its state dict to twinflow.evaluation.geneval.convert_model."
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
