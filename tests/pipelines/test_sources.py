@@ -1,5 +1,6 @@
 """Source pictures that the network sees as channels beside the state: they have the size of what is drawn."""
 
+import copy
 from itertools import pairwise
 
 import diffusers
@@ -43,6 +44,17 @@ def test_sources_are_encoded_for_the_size_that_is_drawn(moving):
     assert larger.tensors["source_tokens"].shape == (1, 20, 3, 4, 8)
     assert moving.at_size(larger, LARGER).tensors["source_tokens"] is larger.tensors["source_tokens"]
     assert moving("a", images=SOURCES[0], size=LARGER).pixels.shape == (1, 3, 9, 32, 64)
+
+
+@torch.no_grad()
+def test_in_half_precision_too():
+    pipe = FAMILIES["wan_i2v"].stock()
+    parts = {n: copy.deepcopy(p) if isinstance(p, torch.nn.Module) else p for n, p in pipe.components.items()}
+    pipe = type(pipe)(**parts).to(torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = AnyStepPipeline(pipe, call=FAMILIES["wan_i2v"].call)(["a"], images=SOURCES[:1])
+    assert drawn.pixels.isfinite().all()
+    assert drawn.pixels.std() > 0.01
 
 
 @torch.no_grad()

@@ -89,6 +89,9 @@ class _Autoencoder:
     def decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._decode(latents, *args)
 
+    def encode(self, pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._autoencoder.encode(pixels.to(self._autoencoder.dtype), *args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._autoencoder, name)
 
