@@ -26,57 +26,9 @@ from twinflow.planner.prediction import check_fits
 from twinflow.planner.remedies import _candidates, _planned
 from twinflow.planner.schedule import Schedule, count_steps
 from twinflow.planner.setup import Setup
-from twinflow.recipes.sections import Ema, Lora, Optimizer, Parallel
+from twinflow.recipes.sections import Ema, Lora, Parallel
 
-from .setups import IN_BACKWARD, setup
-
-# Parameters without the target-time branch, and forward TFLOP of one row at 512 pixels and 256 text tokens, as
-# measured for docs/scaling.md on the real configurations by other means (the meta device, torch's FLOP counter).
-PUBLISHED = {
-    "qwen-image": (20_430_401_088, 18.62),
-    "sd3.5-medium": (2.243e9, 2.31),
-    "sd3.5-large": (8.057e9, 7.49),
-    "sana-0.6b": (0.592e9, 0.31),
-    "sana-1.6b": (1.604e9, 0.82),
-    "z-image": (6.155e9, 15.29),
-    "flux.1-dev": (11.901e9, 17.69),
-    "wan2.1-1.3b": (1.419e9, 140.11),
-    "wan2.1-14b": (14.288e9, 898.56),
-    "wan2.1-i2v-14b": (16.395e9, 904.19),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models(name: str) -> None:
-    parameters, forward = PUBLISHED[name]
-    planner = Planner(Backbone.published(name), FlowMatching())
-    assert planner.network(setup(name)).parameters() == pytest.approx(parameters, rel=5e-4)
-    flops = planner.profile(setup(name)).forward_flops
-    assert flops / 1e12 == pytest.approx(forward, rel=0.02, abs=0.005)
-
-
-@pytest.mark.slow
-def test_qwen_image_on_one_gpu() -> None:
-    """The simulation of all sixty blocks that docs/scaling.md reports gave 2.96, 1.25 and 38.4 GiB beyond weights."""
-    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self"))
-    start = setup("qwen-image", batch=4, checkpointing=True, optimizer=IN_BACKWARD)
-    plan = planner.plan(start, gpu_named("h100-80"))
-    assert plan.profile.peak / GiB == pytest.approx(2.96, rel=0.06)
-    assert planner.profile(replace(start, offload=True)).peak / GiB == pytest.approx(1.25, rel=0.12)
-    ordinary = replace(start, optimizer=Optimizer(name="adamw4bit"))
-    assert planner.profile(ordinary).peak / GiB == pytest.approx(38.4, rel=0.01)
-    assert plan.allocated / GiB == pytest.approx(61.2, rel=0.01)
-    assert plan.fits
-    assert len(plan.profile.dead) == 6
-    modulation = planner.layers(start)[False]
-    assert [name.rpartition(".")[0] for name in modulation] == [
-        "transformer_blocks.*.img_mod",
-        "transformer_blocks.*.txt_mod",
-    ]
-    three = compare(planner, plan)[1]
-    assert three.peak > 2 * plan.peak * 0.9
-    assert not three.fits
+from .setups import setup
 
 
 def schedule(objective: Objective, batch: int) -> Schedule:
