@@ -95,10 +95,8 @@ class Processes:
         """Whether ``flag`` holds in any process: a stop that one of them is asked for stops them all."""
         if self.world_size == 1:
             return flag
-        if (
-            "cpu:" in dist.get_backend_config()
-        ):  # asked by way of the host, which then waits for no GPU's work
-            device = torch.device("cpu")
+        if "cpu:" in dist.get_backend_config():
+            device = torch.device("cpu")  # asked by way of the host, which then waits for no GPU's work
         value = torch.tensor(float(flag), device=device)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
