@@ -93,7 +93,7 @@ def test_processes_that_share_rows_are_planned() -> None:
 def test_dividing_tokens_is_a_remedy() -> None:
     """Of one clip on several GPUs, when all that leaves it on one is in use."""
     planner = Planner(Backbone.published("wan2.1-1.3b"), FlowMatching())
-    start = setup("wan2.1-1.3b", checkpointing=True, offload=True, lora=Lora(), frames=81)
+    start = setup("wan2.1-1.3b", checkpointing=True, offload=True, lora=Lora(), quantize="nf4", frames=81)
     plan = planner.plan(start, gpu_named("rtx4090-24"), 4)
     small = replace(plan, gpu=replace(plan.gpu, memory=plan.peak - 1))
     tried = find_remedies(planner, small)

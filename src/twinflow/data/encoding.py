@@ -140,13 +140,13 @@ class ItemEncoder:
         )
 
     def _condition(self, captions: list[str], sources: list[Any], sides: Sides | None) -> Any:
-        size = None if sides is None else _size(sides)
+        at_size = getattr(self.encoder, "at_size", None)
+        size = None if sides is None or (at_size is None and not sources) else _size(sides)
         cond = (
             self.encoder.encode_prompts(captions, images=sources, size=size)  # type: ignore[call-arg]
             if sources
             else self.encoder.encode_prompts(captions)
         )
-        at_size = getattr(self.encoder, "at_size", None)
         return cond if at_size is None or size is None else at_size(cond, size)
 
     def _shape(self, sides: Sides | None) -> tuple[int, ...]:
