@@ -43,11 +43,8 @@ def _quiet() -> None:
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in (
-        "torchao",
-        "bitsandbytes",
-        "torch.utils._pytree",
-    ):  # about kernels of other machines than this
+    # They tell of kernels for other machines than this.
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
