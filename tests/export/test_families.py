@@ -103,12 +103,23 @@ def test_an_export_is_refused_for_training_and_drawn_in_its_own_number_of_steps_
         AnyStepPipeline.from_pretrained(root / "saved")
 
 
-def test_a_pipeline_of_two_transformers_is_refused():
+@pytest.mark.parametrize("part", ["transformer", "transformer_2"])
+def test_a_pipeline_of_two_transformers_is_refused_and_its_remedy_takes_either(tmp_path, part):
     """Wan 2.2: one for early and one for late times."""
-    pipe = FAMILIES["wan"].stock()
-    pipe.transformer_2 = pipe.transformer
-    with pytest.raises(TwinflowError, match="two transformers"):
-        AnyStepPipeline(pipe, call=FAMILIES["wan"].call)
+    one, other = FAMILIES["wan"].stock(), FAMILIES["wan"].stock()
+    both = type(one)(**one.components | {"transformer_2": other.transformer}, boundary_ratio=0.875)
+    both.save_pretrained(tmp_path / "both")
+    with pytest.raises(TwinflowError, match=r"two transformers.*transformer_2=None, boundary_ratio=None"):
+        AnyStepPipeline.from_pretrained(tmp_path / "both", call=FAMILIES["wan"].call)
+    taken = {} if part == "transformer" else {"transformer": other.transformer}
+    stock = type(one).from_pretrained(
+        tmp_path / "both", **taken, transformer_2=None, boundary_ratio=None, use_safetensors=True
+    )
+    stock.save_pretrained(tmp_path / "one")
+    pipe = AnyStepPipeline.from_pretrained(tmp_path / "one", call=FAMILIES["wan"].call)
+    asked, has = getattr(both, part).state_dict(), pipe.pipe.transformer.state_dict()
+    assert all(torch.equal(value, has[name]) for name, value in asked.items())
+    assert pipe([PROMPT], nfe=1, seed=0, output_type="latent").latents.isfinite().all()
 
 
 @pytest.mark.parametrize("nfe", [0, -1, 1.5])

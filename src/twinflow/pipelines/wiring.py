@@ -127,7 +127,9 @@ def check_kind(pipe: Any) -> None:
         )
     if getattr(pipe, "transformer_2", None) is not None:
         raise TwinflowError(
-            f"{name} has two transformers, one for early and one for late times: this version drives one"
+            f"{name} has two transformers, one for early and one for late times: this version drives one. To train one "
+            f"of them for all times, which it has to learn first, save it as a pipeline: {name}.from_pretrained(…, "
+            "transformer_2=None, boundary_ratio=None).save_pretrained(…); transformer=… as well takes the other"
         )
     config = getattr(pipe.scheduler, "config", None)
     if config is None:
