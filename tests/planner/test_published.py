@@ -62,3 +62,19 @@ def test_qwen_image_on_one_gpu() -> None:
     three = compare(planner, plan)[1]
     assert three.peak > 2 * plan.peak * 0.9
     assert not three.fits
+
+
+def test_a_source_of_its_own_size_is_tokens_of_its_own() -> None:
+    """Qwen-Image-Edit brings each to about 1024 x 1024 pixels: as the rest of a picture that is so much higher."""
+    start = setup("qwen-image-edit", edits=True)
+    small = replace(Backbone.published("qwen-image-edit"), config={"num_layers": 1, "num_attention_heads": 2})
+    fixed = Planner(small, FlowMatching())
+    as_drawn = Planner(replace(small, source_area=None), FlowMatching())
+    for planner, side, height in (
+        (fixed, 1024, 2048),
+        (fixed, 512, 512 + 2048),
+        (fixed, 960, 960 + 1152),  # 1092.3 rows, in whole patches
+        (as_drawn, 512, 1024),
+    ):
+        drawn = replace(start, height=side, width=side)
+        assert planner.call(drawn) is planner.call(replace(drawn, height=height, edits=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ from twinflow.training.optim import update_bytes
 from twinflow.training.parallel import check_context, not_divided, not_sharded, shard_count
 
 MACHINE = 8  # GPUs, where nothing is said
+_ROWS = 64  # that every autoencoder and patch divides
 
 
 class Planner:
@@ -87,8 +89,10 @@ class Planner:
         plain = self._call(setup, height=setup.height)
         if not setup.edits or plain.beside:  # channels of a source bring no tokens
             return plain
-        # A source picture brings as many tokens again: to the transformer it is as if the picture were twice as high.
-        return self._call(setup, height=2 * setup.height)
+        # A source picture brings tokens of its own: to the transformer it is as if the picture were so much higher.
+        area = self.backbone.source_area
+        source = setup.height if area is None else math.ceil(area / setup.width / _ROWS) * _ROWS
+        return self._call(setup, height=setup.height + source)
 
     def _call(self, setup: Setup, *, height: int) -> Call:
         network = self.network(setup)

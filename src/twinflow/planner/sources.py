@@ -20,6 +20,8 @@ from twinflow.planner.inputs import Latents
 from twinflow.recipes.messages import unknown_key
 
 _PUBLISHED = Path(__file__).parent / "published.json"
+# Pipelines that bring a source picture to one area, whatever is drawn.
+SOURCE_AREAS = {"QwenImageEditPipeline": 1024 * 1024, "QwenImageEditPlusPipeline": 1024 * 1024}
 _PROBE = {"size": 64, "frames": 9}  # of the picture or clip that an autoencoder is measured with
 
 
@@ -51,6 +53,9 @@ class Backbone:
     text_tokens: int = 256
     size: int = 512  # pixels a side, where the recipe does not say
     frames: int | None = None
+    source_area: int | None = (
+        None  # pixels that source pictures are brought to; None: the size of what is drawn
+    )
     encoders: Mapping[str, int] = field(default_factory=dict)  # parameters of the pipeline's other networks
 
     @classmethod
@@ -68,6 +73,7 @@ class Backbone:
             text_tokens=entry["text_tokens"],
             size=entry["size"],
             frames=entry.get("frames"),
+            source_area=entry.get("source_area"),
             encoders=entry.get("encoders", {}),
         )
 
@@ -92,6 +98,7 @@ class Backbone:
             kind=_diffusers_class(index["transformer"][1]),
             config=files.read("transformer/config.json"),
             compression=compression,
+            source_area=SOURCE_AREAS.get(index.get("_class_name")),
             encoders=files.encoders(index),
         )
 
