@@ -58,7 +58,7 @@ def table(rows: dict[str, Any]) -> str:
     for name, row in rows.items():
         host = f", and {size(row['host'])} of the host" if row["host"] else ""
         lines.append(
-            f"| `{name}` | {row['trained'] / 1e9:.2g} B of {row['parameters'] / 1e9:.3g} B | "
+            f"| `{name}` | {row['trained'] / 1e9:.3g} B of {row['parameters'] / 1e9:.3g} B | "
             f"{row['gpus']} x {row['gpu']} | {size(row['peak'])} of {size(row['available'])}{host} | {row['rows']} | "
             f"{row['steps']:,} | {duration(row['run_seconds'])} |"
         )
