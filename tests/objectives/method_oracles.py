@@ -188,7 +188,16 @@ def mean_flow(
 
 
 def progressive(
-    field: Any, before: Any, x: Tensor, cond: Tensor, uncond: Tensor, g: torch.Generator, *, n: int, w: float
+    field: Any,
+    before: Any,
+    x: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    g: torch.Generator,
+    *,
+    n: int,
+    w: float,
+    weighting: str,
 ) -> Tensor:
     t = (torch.randint(n, (len(x),), generator=g) + 1).double() / n
     z = noise(x, g)
@@ -202,7 +211,9 @@ def progressive(
         wanted = (x_2 - ratio * x_t) / ((1 - col(t2)) - ratio * (1 - col(t)))
     x_hat = x_t - col(t) * field(x_t, t, t2, cond)
     snr = ((1 - t) / t) ** 2
-    return (snr.clamp(min=1) * (wanted - x_hat).square().mean((1, 2))).mean()
+    # The error of x is t times that of the velocity.
+    weight = {"truncated_snr": snr.clamp(min=1), "snr_plus_one": snr + 1, "velocity": t**-2}[weighting]
+    return (weight * (wanted - x_hat).square().mean((1, 2))).mean()
 
 
 def sample_from(field: Any, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:

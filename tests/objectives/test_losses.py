@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from twinflow.objectives.losses import barron, clamp, cosmap_weight, l2, rms, tangent_weight
+from twinflow.objectives.losses import (
+    barron,
+    clamp,
+    cosmap_weight,
+    distance,
+    l2,
+    pseudo_huber,
+    rms,
+    tangent_weight,
+)
 
 
 def test_l2_is_the_mean_square_of_each_row() -> None:
@@ -45,6 +54,24 @@ def test_barron_gradient_vanishes_with_the_error() -> None:
 def test_barron_at_alpha_two_is_l2() -> None:
     p = torch.randn(3, 4)
     torch.testing.assert_close(barron(p, 0 * p, alpha=2.0, c=0.1), l2(p, 0 * p) / 0.1)
+
+
+def test_the_distance_is_of_the_kind_and_has_the_settings_that_are_named() -> None:
+    p, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    assert torch.equal(distance(p, y, "l2", alpha=0.5, c=0.1), l2(p, y))
+    m, b = l2(p, y), l2(p, y) / (0.01 + 1e-8)
+    expected = m * (b / 1.5 + 1) ** -0.75 / 0.1
+    torch.testing.assert_close(distance(p, y, "barron", alpha=0.5, c=0.1), expected, rtol=1e-12, atol=0)
+
+
+def test_pseudo_huber_is_the_length_of_large_errors_and_half_the_square_of_small_ones() -> None:
+    p = torch.zeros(3, 2, 2, dtype=torch.float64)
+    p[0] += 100.0
+    p[1] += 1e-9
+    value = pseudo_huber(p, 0 * p, c=0.1)
+    assert value.tolist() == pytest.approx([math.sqrt(200**2 + 0.01) - 0.1, (2e-9) ** 2 / 0.2, 0], rel=1e-9)
+    # c grows with the root of the number of entries, 4 here.
+    torch.testing.assert_close(pseudo_huber(p, 0 * p, c=None), pseudo_huber(p, 0 * p, c=0.00108))
 
 
 def test_tangent_weight_goes_from_one_to_four() -> None:

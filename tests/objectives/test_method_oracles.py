@@ -124,15 +124,18 @@ def test_mean_flow_guides_rows_inside_its_range_each_by_its_own_condition() -> N
     assert_equal(step.loss, expected, field)
 
 
-def test_progressive_distillation() -> None:
+@pytest.mark.parametrize("weighting", ["truncated_snr", "snr_plus_one", "velocity"])
+def test_progressive_distillation(weighting: Any) -> None:
     field, before = ToyField(1), ToyField(2)
     x, cond, uncond = batch(ROWS)
-    objective = ProgressiveDistillation(start_steps=4, guidance=1.5)
+    objective = ProgressiveDistillation(start_steps=4, guidance=1.5, weighting=weighting)
     for at, n, w in ((0, 4, 1.5), (20, 2, 0.0), (49, 1, 0.0)):
         objective.begin(at, 50)
         assert objective.steps == n
         step = objective.step(
             field, x, cond, uncond=uncond, networks={"teacher": before}, generator=seeded(at)
         )
-        expected = oracle.progressive(field, before, x, cond, uncond, seeded(at), n=n, w=w)
+        expected = oracle.progressive(
+            field, before, x, cond, uncond, seeded(at), n=n, w=w, weighting=weighting
+        )
         assert_equal(step.loss, expected, field)

@@ -25,7 +25,7 @@ from twinflow.objectives import (
     only_trained,
 )
 
-from .toys import FeatureToyField, ToyField, batch, seeded
+from .toys import FeatureToyField, Recorder, ToyField, batch, seeded
 
 ALL: list[Any] = [
     FlowMatching(),
@@ -119,6 +119,44 @@ def test_the_same_seed_is_the_same_step_and_nothing_given_is_changed() -> None:
             )
         assert torch.equal(*losses), type(objective).__name__
         assert all(torch.equal(a, b) for a, b in zip(before, (x, cond, uncond), strict=True))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *ALL[:5],
+        SCM(guidance=1.0, derivative="finite"),
+        MeanFlow(guidance=0.5, derivative="finite"),
+        ProgressiveDistillation(start_steps=4),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_the_log_has_the_times_that_the_student_is_asked_for(objective: Any) -> None:
+    x, cond, uncond = batch(8)
+    student, teacher = Recorder(ToyField(1)), FeatureToyField(2)
+    networks = made(objective, student.inner, teacher)
+    given = {"networks": networks} if networks else {}
+    objective.begin(3, 6)
+    rows = objective.step(student, x, cond, uncond=uncond, teacher=teacher, generator=seeded(), **given).rows
+    asked = [(t, r) for _, t, r, _ in student.calls if len(t) == 8]
+    assert any(torch.allclose(t, rows.t, atol=0) and torch.allclose(r, rows.r, atol=1e-15) for t, r in asked)
+
+
+def test_every_objective_refuses_what_is_no_batch() -> None:
+    """Regression: flow matching took conditions of another number of rows, and a network may broadcast one row."""
+    x, cond, uncond = batch(8)
+    for objective in ALL:
+        student, teacher = ToyField(1), FeatureToyField(2)
+        networks = made(objective, student, teacher)
+        given = {"networks": networks} if networks else {}
+        objective.begin(1, 6)
+        for wrong, message in (
+            ((x, cond[:7]), "cond must have one row for each of the 8 rows of x, got 7"),
+            ((x[:0], cond[:0]), "at least one row"),
+            ((x.long(), cond), "floating point"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                objective.step(student, *wrong, uncond=uncond, teacher=teacher, **given)
 
 
 def phases(objective: Any, total: int) -> list[tuple[str, ...]]:

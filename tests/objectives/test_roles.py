@@ -169,3 +169,23 @@ def test_only_the_ratios_of_the_weights_matter() -> None:
     assert sorted(plain) == [0, 0, 2]
     for scale in (1e-3, 1 / 3, 1e4):
         assert Roles(one_step=2 * scale, any_step=scale, tangent=0, fake=0).cycle() == plain
+
+
+@pytest.mark.parametrize("mix", [*MIXES, {"any_step": 20, "fake": 2, "one_step": 1}])
+def test_every_stretch_of_the_cycle_holds_its_share_of_each_role(mix: dict[str, float]) -> None:
+    """Entries lie at (j + 1/2) / n of the cycle. Up to a place p a role has n p of them, to half an entry, and all R
+    roles together P p, to R / 2: that bounds how far a role's count is ahead of its share, or behind."""
+    cycle = torch.tensor(Roles.of(mix).cycle())
+    number = torch.arange(1, len(cycle) + 1)
+    for role in cycle.unique():
+        is_role = cycle == role
+        share = is_role.double().mean().item()
+        off = (is_role.cumsum(0) - share * number).abs().max().item()
+        assert off <= 0.5 + share * len(cycle.unique()) / 2 + 1e-9
+
+
+def test_the_longest_cycle_has_ten_thousand_rows() -> None:
+    mix = {"one_step": 3553, "tangent": 3179, "any_step": 3268}
+    assert torch.bincount(torch.tensor(Roles.of(mix).cycle())).tolist() == list(mix.values())
+    with pytest.raises(ValueError, match="too fine"):
+        Roles.of({"one_step": 5010, "tangent": 4175, "any_step": 816})  # one more

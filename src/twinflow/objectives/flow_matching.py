@@ -10,17 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from twinflow.flow import interpolate, velocity
+from twinflow.objectives.guided import check_call
 from twinflow.objectives.losses import cosmap_weight, distance, validate_distance
-from twinflow.objectives.objective import (
-    Field,
-    Objective,
-    RowLog,
-    Step,
-    check_batch,
-    role_means,
-    send,
-    working_dtype,
-)
+from twinflow.objectives.objective import Field, Objective, RowLog, Step, role_means, send, working_dtype
 from twinflow.objectives.queries import Evaluator, Query
 from twinflow.objectives.times import TimeDistribution
 
@@ -61,7 +53,7 @@ class FlowMatching(Objective):
 
         Draws from ``generator``, on its device: t (B,), then z (B, …).
         """
-        check_batch(x)
+        check_call(x, cond, uncond, teacher, guidance=0.0, needs_teacher=False)
         device = generator.device if generator is not None else x.device
         dtype = working_dtype(x)
         t_drawn = TimeDistribution.of(self.time).sample(

@@ -24,8 +24,7 @@ def guided_velocity(
     """
     queries = {"cond": Query(field=teacher, x_t=x_t, t=t, r=r)}
     if guidance > 0:
-        rows = torch.arange(x_t.shape[0], device=x_t.device)
-        queries["uncond"] = Query(field=teacher, x_t=x_t, t=t, r=r, rows=rows, uncond=True)
+        queries["uncond"] = Query(field=teacher, x_t=x_t, t=t, r=r, uncond=True)
     answers = ask(queries)
     if guidance == 0:
         return answers["cond"]
