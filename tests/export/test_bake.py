@@ -1,6 +1,7 @@
 """Folding the branch into stock weights is exact on the schedule."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from families import FAMILIES, NAMES
 from pipelines.tiny import PROMPTS, copy_of, latents, train_branch
 from twinflow.errors import TwinflowError
+from twinflow.export.bake import bake_target_time
 from twinflow.export.diffusers_folder import baked_stock
-from twinflow.export.stock import run_steps
+from twinflow.export.stock import run_steps, stock_copy
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines import target_time as tt
 from twinflow.sampling import few_step_times
@@ -79,6 +81,35 @@ def test_a_time_mlp_of_quantised_weights_is_refused(tiny_pipeline):
     any_step.pipe.transformer.time_text_embed.timestep_embedder.linear_2.__class__ = Linear4bit
     with pytest.raises(TwinflowError, match="linear_2 is a Linear4bit.*keep the time MLP unquantised"):
         baked_stock(any_step, nfe=1)
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.4], [1.0]])
+def test_a_pipeline_that_steps_at_other_times_than_the_sampler_is_refused(tiny_pipeline, times):
+    pipe = AnyStepPipeline(copy_of(tiny_pipeline))
+    with pytest.raises(TwinflowError, match=r"steps at \[1\.0, 0\.6.*\], the sampler at .*times of its own"):
+        bake_target_time(pipe, stock_copy(pipe, few_step_times(2)), nfe=2, times=times)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_residual_is_that_of_the_stored_weight_and_a_wrong_edit_is_refused(tiny_pipeline, dtype):
+    pipe = train_branch(AnyStepPipeline(copy_of(tiny_pipeline)))
+    stock = stock_copy(pipe, few_step_times(4))
+    bake = bake_target_time(pipe, stock, nfe=4, times=few_step_times(4))
+    assert bake.residual < 1e-10
+    before = stock.transformer.get_submodule(bake.layer).to(dtype).weight.detach().clone()
+    residual = bake.apply(stock.transformer)
+    after = stock.transformer.get_submodule(bake.layer).weight.detach()
+    edit, whole = after.double() - before.double(), bake.targets + bake.features @ before.double().T
+    assert (bake.features @ edit.T - bake.targets).norm() > 0.4 * residual * whole.norm() > 0
+    assert residual <= max(1e-5, torch.finfo(dtype).eps)
+    off = replace(bake, up=1.1 * bake.up)
+    assert off.residual == pytest.approx(0.1)  # of what the branch adds
+    with pytest.raises(TwinflowError, match="for 4 steps: .*relative residual 1.0e-01 > 1e-05"):
+        off.check()
+    kept = after.clone()
+    with pytest.raises(TwinflowError, match=f"in {dtype}: relative residual"):
+        replace(bake, up=3 * bake.up).apply(stock.transformer)
+    assert torch.equal(kept, stock.transformer.get_submodule(bake.layer).weight)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -101,11 +101,14 @@ def test_dmd2(lockstep: bool) -> None:
             assert_equal(step.loss, expected, field, value=False)
 
 
-def test_sana_sprint() -> None:
+@pytest.mark.parametrize(("adversarial", "max_time"), [(0.5, 0.5), (0.25, 1.0), (0.0, 0.0)])
+def test_sana_sprint(adversarial: float, max_time: float) -> None:
     field, teacher, weight = ToyField(1), FeatureToyField(2), lively_weight()
     heads = heads_for(teacher)
     x, cond, uncond = batch(ROWS)
-    objective = SanaSprint(guidance=1.5, tangent_warmup=10, derivative="forward", adversarial=0.5)
+    objective = SanaSprint(
+        guidance=1.5, tangent_warmup=10, derivative="forward", adversarial=adversarial, max_time=max_time
+    )
     networks = {"discriminator": heads, "weighting": weight}
     for at in (4, 5):
         phase = objective.begin(at, 20)
@@ -114,7 +117,7 @@ def test_sana_sprint() -> None:
         )
         g = seeded()
         t, u = (oracle.log_normal(ROWS, g, 0.2, 1.6) for _ in range(2))
-        u = torch.where(oracle.rand(ROWS, g) < 0.5, torch.ones_like(u), u)
+        u = torch.where(oracle.rand(ROWS, g) < max_time, torch.ones_like(u), u)
         tau = oracle.log_normal(ROWS, g, -0.6, 1.0)
         z, z_u, z_fake, z_real = (oracle.noise(x, g) for _ in range(4))
         sample = oracle.sample_from(field, oracle.col(u) * z_u + (1 - oracle.col(u)) * x, u, cond)
@@ -132,7 +135,9 @@ def test_sana_sprint() -> None:
             expected = oracle.scm(
                 field, teacher, weight, x, cond, uncond, g, w=1.5, rho=0.4, prior=True, drawn=(t, z)
             )
-            assert_equal(step.loss, expected - 0.5 * logits(sample, z_fake).mean(), field, weight)
+            expected = expected - adversarial * logits(sample, z_fake).mean()
+            assert_equal(step.loss, expected, field, weight)
+            assert ("adversarial" in step.losses) == (adversarial > 0)
 
 
 def test_calls_are_few_and_rows_are_those_that_matter() -> None:
@@ -164,4 +169,5 @@ def test_calls_are_few_and_rows_are_those_that_matter() -> None:
     assert rows(DMD(), 1) == (8, 0)
     assert rows(DMD2(times=(1.0,)), 5) == (8, 0)
     assert rows(SanaSprint(tangent_warmup=0, derivative="finite"), 0) == (16, 8)
+    assert rows(SanaSprint(tangent_warmup=0, derivative="finite", adversarial=0.0), 0) == (8, 8)
     assert rows(SanaSprint(), 1) == (0, 8)

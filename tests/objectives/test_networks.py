@@ -197,12 +197,27 @@ def test_the_student_becomes_the_teacher_at_the_end_of_each_stage_and_only_then(
     assert changes == [100, 200, 400]
 
 
+def test_stages_end_at_the_last_count_and_share_the_run_evenly_if_asked() -> None:
+    for settings, expected in (
+        ({"start_steps": 1}, [(1, 600)]),
+        ({"start_steps": 8, "final_steps": 2}, [(8, 150), (4, 150), (2, 300)]),
+        ({"start_steps": 8, "last_stages_longer": False}, [(8, 150), (4, 150), (2, 150), (1, 150)]),
+    ):
+        objective, counts = ProgressiveDistillation(**settings), []
+        for at in range(600):
+            objective.begin(at, 600)
+            counts.append(objective.steps)
+        assert [(n, len(list(steps))) for n, steps in groupby(counts)] == expected
+
+
 def test_the_warm_up_of_the_tangent_is_a_function_of_the_step() -> None:
     objective = SCM(tangent_warmup=100)
     for at, rho in ((0, 0.0), (25, 0.25), (100, 1.0), (500, 1.0)):
         objective.begin(at, 1000)
         assert objective.warmup == rho
     assert SCM(tangent_warmup=0).warmup == 1.0
+    objective = SCM(tangent_warmup=1)
+    assert [objective.begin(at, 3) and objective.warmup for at in range(3)] == [0.0, 1.0, 1.0]
 
 
 def test_missing_parts_are_named() -> None:
@@ -248,6 +263,9 @@ def test_missing_parts_are_named() -> None:
         (DMD2, {"gan_generator": -1.0}, "gan_generator and gan_critic"),
         (SanaSprint, {"source": "data"}, "source must be 'teacher'"),
         (SanaSprint, {"max_time": 2.0}, "max_time must be"),
+        (SanaSprint, {"max_time": -0.1}, "max_time must be"),
+        (SanaSprint, {"adversarial": -0.1}, "adversarial must be"),
+        (SCM, {"tangent_warmup": -1}, "tangent_warmup at least 0"),
         (NetworkSpec, {"kind": "frozen"}, "kind must be one of"),
         (NetworkSpec, {"kind": "trained", "decay": 0.5}, "decay must be"),
         (NetworkSpec, {"kind": "new"}, "needs build"),
