@@ -152,8 +152,6 @@ class DMD2(DMD):
         state = z[0]  # also for a first time below 1, as in the sampler
         for k, (now, then) in enumerate(zip(self.times, self.times[1:], strict=False)):
             some = send((number > k).nonzero().flatten(), state.device)
-            if len(some) == 0 and not self.lockstep:
-                break
             ones = torch.ones(len(some), dtype=state.dtype, device=state.device)
             jumped = one_step_sample(ask, field, state[some], now * ones, rows=some)
             state = state.index_copy(0, some, interpolate(jumped, z[k + 1][some], then * ones))

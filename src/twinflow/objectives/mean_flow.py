@@ -124,7 +124,7 @@ class MeanFlow(Objective):
                 lambda state, now: ask_some({"u": Query(field=field, x_t=state, t=now, r=r[some])})["u"],
                 (x_t[some], t[some]),
                 (v[some], torch.ones_like(gap)),
-                value=u.detach()[some],
+                value=u[some],
                 mode=self.derivative,
                 delta=gap.clamp(max=self.delta),
             )
