@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from statistics import fmean
@@ -117,6 +118,12 @@ def test_the_interval_is_that_of_a_mean_over_prompts(tmp_path):
     scores = dpg_scores(questions, {str(k): [{1: k % 2 == 0}] for k in range(400)})
     assert scores.overall == 0.5
     assert scores.overall_error == pytest.approx(1.96 * 0.5 / 20, rel=2e-3)
+    # Of two prompts at 0 and 1 the unbiased deviation is the root of 1/2; of one there is none.
+    pair = read_questions(write_csv(tmp_path / "two.csv", rows[:2]))
+    scores = dpg_scores(pair, {str(k): [{1: k == 0}] for k in range(2)})
+    assert scores.overall_error == pytest.approx(1.96 / 2, rel=1e-4)
+    single = read_questions(write_csv(tmp_path / "one.csv", rows[:1]))
+    assert math.isnan(dpg_scores(single, {"0": [{1: True}]}).overall_error)
 
 
 def test_missing_answers_are_errors(tmp_path):
