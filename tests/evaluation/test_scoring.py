@@ -110,6 +110,22 @@ def test_only_the_most_confident_objects_are_asked_for_their_color():
     assert not score_detections([thing("ring")], caption).correct  # no known colour
 
 
+def test_the_right_objects_of_a_wrong_color_are_not_strict_and_the_reason_names_what_was_found():
+    caption = metadata({"class": "ring", "count": 2, "color": "red"})
+    rings = [thing("ring", color="red"), thing("ring", 20, color="blue")]
+    verdict = score_detections(rings, caption)
+    assert (verdict.correct, verdict.strict) == (False, False)
+    assert verdict.reason == "expected red ring>=2, found 1 red; and 1 blue"
+
+
+def test_clauses_of_one_class_ask_for_the_largest_of_their_counts():
+    for counts in ((2, 1), (1, 2)):
+        caption = metadata(*[{"class": "ring", "count": count} for count in counts])
+        verdicts = [score_detections([thing("ring")] * n, caption) for n in range(4)]
+        assert [v.correct for v in verdicts] == [False, False, True, True]
+        assert [v.strict for v in verdicts] == [False, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("x", "y", "relation"), [(-20, 0, "left of"), (20, 0, "right of"), (0, -20, "above"), (0, 20, "below")]
 )

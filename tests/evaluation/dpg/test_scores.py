@@ -124,6 +124,8 @@ def test_the_interval_is_that_of_a_mean_over_prompts(tmp_path):
     assert scores.overall_error == pytest.approx(1.96 / 2, rel=1e-4)
     single = read_questions(write_csv(tmp_path / "one.csv", rows[:1]))
     assert math.isnan(dpg_scores(single, {"0": [{1: True}]}).overall_error)
+    with pytest.raises(TwinflowError, match="no item is left"):  # the official code skips the only question
+        dpg_scores(single, {"0": [{1: True}]}, compat=True)
 
 
 def test_missing_answers_are_errors(tmp_path):
