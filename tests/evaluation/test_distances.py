@@ -142,6 +142,13 @@ def test_neighbours_are_those_of_the_definition(block, ties):
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected)
 
 
+def test_a_picture_at_the_very_edge_of_a_neighbourhood_lies_in_it():
+    real, drawn = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[5.0], [7.0]])
+    found = neighbours(real, drawn, k=1)  # 5 is as far from 3 as 1 is, and as far from 3 as from 7
+    assert (found.precision, found.density) == (1 / 2, 1 / 2)
+    assert (found.recall, found.coverage) == pytest.approx((1 / 3, 1 / 3))
+
+
 def test_neighbours_do_not_depend_on_an_offset_or_on_the_dtype():
     real, drawn = normal(60, 3, seed=4).float(), normal(50, 3, seed=5).float() * 0.6
     found = neighbours(real, drawn, k=1)

@@ -73,6 +73,7 @@ def test_vendi_score_of_two_rows_at_an_angle():
     expected = math.exp(-sum(s * math.log(s) for s in shares))
     assert vendi_score(rows) == pytest.approx(expected)
     assert vendi_score(torch.cat([rows] * 4)) == pytest.approx(expected)  # more rows than features
+    assert vendi_score(rows.float()) == vendi_score(rows.float().double())  # summed in fp64
 
 
 def test_vendi_score_of_rows_of_zeros():
