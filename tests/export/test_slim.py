@@ -14,7 +14,7 @@ from twinflow.export import to_slim
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.slim import constant_layers, slim_size
 from twinflow.pipelines import AnyStepPipeline
-from twinflow.pipelines.slim import WEIGHTS_FILE, replace_by_constants
+from twinflow.pipelines.slim import PARTS, WEIGHTS_FILE, replace_by_constants
 
 from .all_families import draw, trained
 
@@ -43,6 +43,8 @@ def test_a_slim_folder_draws_the_one_step_picture(tmp_path, name):
     assert made.kept / made.parameters < KEPT[name]
     slim = opened(tmp_path, name)
     assert sum(p.numel() for p in slim.pipe.transformer.parameters()) == made.kept
+    # Counted by shapes alone. Regression: Lumina2's norm_out.linear_2 was taken for a block of linear_1.
+    assert slim_size(FAMILIES[name].stock().transformer, made.replaced) == (made.parameters, made.kept)
     torch.testing.assert_close(draw(slim, name, 1), draw(pipe, name, 1), rtol=0, atol=1e-5)
     others = ["two dogs and a rather long tail of words", "a"]  # never seen while it was made; two rows
     ours, theirs = (p(others, seeds=[3, 4], output_type="pt").images for p in (pipe, slim))
@@ -78,6 +80,7 @@ def test_modulation_by_the_prompt_is_refused(tmp_path, name):
 
 def test_a_slim_folder_is_for_one_step_and_for_nothing_else(tmp_path):
     to_slim(trained("wan"), tmp_path / "slim")
+    assert not (tmp_path / "slim" / PARTS / "transformer").exists()  # its weights are there once
     slim = opened(tmp_path / "slim", "wan")
     with pytest.raises(ValueError, match="exactly 1 evaluations"):
         slim(["a"], nfe=2)

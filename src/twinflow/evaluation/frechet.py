@@ -60,7 +60,7 @@ class FeatureStatistics:
 
     def _add(self, other: FeatureStatistics) -> None:
         if self.count == 0:
-            self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
             return
         if other.mean.shape != self.mean.shape:
             raise ValueError(

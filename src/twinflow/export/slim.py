@@ -185,5 +185,5 @@ def slim_size(transformer: nn.Module, replaced: list[str]) -> tuple[int, int]:
 
 
 def _shape_of(name: str) -> str:
-    """A layer's name without the numbers of its blocks."""
-    return re.sub(r"\d+", "#", name)
+    """A layer's name without the numbers of its blocks; those of the layer itself, as in ``linear_2``, stay."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
