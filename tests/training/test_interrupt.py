@@ -65,3 +65,10 @@ def test_the_command_starts_as_many_processes_again(monkeypatch: pytest.MonkeyPa
     assert this_command() == "torchrun --nproc-per-node 8 train.py x"
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert this_command() == "torchrun --nnodes 2 --nproc-per-node 8 … train.py x"
+
+
+def test_the_command_goes_on_with_what_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once more from the checkpoint that the run began from, and not anew."""
+    for words in (["--resume", "runs/a/checkpoints/step_00000008"], ["--resume=never"], ["--resume", "auto"]):
+        monkeypatch.setattr(sys, "argv", ["twinflow", "train", *words, "recipe.yaml", "train.steps=9"])
+        assert this_command() == "twinflow train recipe.yaml train.steps=9"

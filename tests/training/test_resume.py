@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from twinflow.objectives import Step, TwinFlow
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import read_checkpoint
 from twinflow.training.metrics import read_metrics
+from twinflow.training.run_folder import RunFolder
 
 from .tiny import Colors, TinyPipeline, tiny_recipe
 
@@ -207,6 +209,59 @@ def test_resume_from_a_named_checkpoint(tmp_path: Path, straight: RunResult) -> 
     assert_same(straight, train(tmp_path / "other", resume=earlier))
     with pytest.raises(TwinflowError, match="there is no checkpoint"):
         train(tmp_path / "other", resume=tmp_path / "nowhere")
+
+
+class StoppedAtOnce(TwinFlow):
+    def step(self, *arguments: Any, **named: Any) -> Step:
+        raise PowerCut
+
+
+def stopped_at_once(output: Path, *, resume: Path) -> RunFolder:
+    """The folder of a run that goes on from ``resume`` and makes no step."""
+    with pytest.raises(PowerCut):
+        train(output, built=StoppedAtOnce(guidance=0.3, teacher="ema"), resume=resume)
+    return RunFolder(tiny_recipe(output))
+
+
+def test_the_checkpoint_that_was_named_is_gone_on_with(tmp_path: Path, straight: RunResult) -> None:
+    """By the next command too, if this one saves nothing; and what came after it is there until something is saved."""
+    last = train(tmp_path).checkpoint
+    assert last is not None
+    earlier = last.with_name("step_00000008")
+    folder = stopped_at_once(tmp_path, resume=earlier)
+    assert folder.resume_from() == earlier
+    assert folder.resume_from(last) == last
+    shutil.rmtree(earlier)
+    assert folder.resume_from(last) == last
+    with pytest.raises(TwinflowError, match=r"goes on from .*step_00000008, which is not there any more"):
+        folder.resume_from()
+
+
+def test_a_checkpoint_of_another_folder_is_gone_on_with(tmp_path: Path, straight: RunResult) -> None:
+    train(tmp_path / "first", train={"steps": 4})
+    earlier = tmp_path / "first" / "checkpoints" / "step_00000004"
+    folder = stopped_at_once(tmp_path / "second", resume=earlier)
+    assert folder.resume_from() == earlier
+    assert_same(straight, train(tmp_path / "second"))
+    assert folder.resume_from() == folder.checkpoints.path / "step_00000012"
+
+
+def test_a_run_of_another_recipe_is_not_written_over(tmp_path: Path, straight: RunResult) -> None:
+    assert straight.checkpoint is not None
+    train(tmp_path, optimizer={"lr": 1e-3})
+    with pytest.raises(TwinflowError, match=f"{tmp_path} holds another run: its optimizer.lr is 0.001"):
+        train(tmp_path, resume=straight.checkpoint.with_name("step_00000008"))
+
+
+def test_the_pipeline_is_that_of_the_checkpoint_that_was_named(tmp_path: Path) -> None:
+    """Also where no step is left to make."""
+    first = train(tmp_path, train={"steps": 8})
+    shorter = train(tmp_path, train={"steps": 4}, resume=tmp_path / "checkpoints" / "step_00000004")
+    alone = train(tmp_path / "alone", train={"steps": 4})
+    assert (first.step, shorter.step) == (8, 4)
+    found = TinyPipeline.weights(shorter.pipeline)  # type: ignore[arg-type]
+    for name, weight in TinyPipeline.weights(alone.pipeline).items():  # type: ignore[arg-type]
+        assert torch.equal(found[name], weight)
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path, straight: RunResult) -> None:

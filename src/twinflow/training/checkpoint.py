@@ -35,7 +35,7 @@ class Snapshot:
 
 
 class CheckpointFolder:
-    """``step_00000100/`` and so on, and the file ``latest`` that names the newest.
+    """``step_00000100/`` and so on, and the file ``latest`` that names the one to go on from, mostly the newest.
 
     A checkpoint is written under another name, flushed to the disk and then renamed; ``latest`` is replaced
     likewise. So a run that is killed at any moment leaves the former checkpoint as it was.
@@ -43,16 +43,34 @@ class CheckpointFolder:
 
     def __init__(self, path: Path, *, keep: int) -> None:
         self.path, self.keep = path, keep
+        self.pointer = path / "latest"
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        pointer = self.path / "latest"
-        if pointer.is_file():
-            named = self.path / pointer.read_text().strip()
-            if (named / STATE_FILE).is_file():
-                return named
-        found = self._steps()  # killed between the renaming and the pointer, or the pointer was removed
-        return found[max(found)] if found else None
+        """The checkpoint to go on from: the newest whole one, or that of :meth:`go_on_from`."""
+        found = self._steps()
+        if not self.pointer.is_file():  # killed between the renaming and the pointer, or it was removed
+            return found[max(found)] if found else None
+        named = self.path / self.pointer.read_text().strip()
+        if (named / STATE_FILE).is_file():
+            return named
+        before = [step for step, own in found.items() if own.parent == named.parent and own.name < named.name]
+        if not before:
+            raise TwinflowError(
+                f"the run in {self.path.parent} goes on from {named}, which is not there any more: put it back, or "
+                "name another checkpoint with --resume"
+            )
+        return found[max(before)]
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Let :meth:`latest` be ``checkpoint``, an earlier one or one of another folder, until the next is written.
+
+        What is there now is left as it is until then.
+        """
+        chosen = checkpoint.resolve()
+        name = chosen.name if chosen.parent == self.path.resolve() else str(chosen)
+        if not self.pointer.is_file() or self.pointer.read_text().strip() != name:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_text(self.pointer, name + "\n")
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
         """Write a checkpoint, make it the latest, and remove those beyond ``keep``."""
@@ -86,7 +104,7 @@ class CheckpointFolder:
             if final.exists():  # of a branch of the run that was given up by resuming from an earlier step
                 _remove(final)
             hidden.rename(final)
-            replace_text(self.path / "latest", final.name + "\n")
+            replace_text(self.pointer, final.name + "\n")
             _flush(self.path)
         self._rotate(step)
         return final

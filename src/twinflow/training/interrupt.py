@@ -53,8 +53,13 @@ class Interruption:
 
 
 def this_command() -> str:
-    """The command line of this process, to be typed again; of those that ``torchrun`` has started, one for all."""
-    program, *arguments = sys.argv
+    """The command line of this process, to be typed again; of those that ``torchrun`` has started, one for all.
+
+    Without ``--resume``, which would begin once more where this process did.
+    """
+    program, *given = sys.argv
+    pairs = zip(["", *given], given, strict=False)  # each word with the one before it
+    arguments = [word for former, word in pairs if former != "--resume" and not word.startswith("--resume")]
     if Path(program).name == "__main__.py":
         words = ["-m", Path(program).parent.name, *arguments]
     elif program.endswith(".py"):

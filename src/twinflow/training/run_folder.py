@@ -74,21 +74,26 @@ class RunFolder:
                 )
             return None
         if str(resume) == "auto":
-            if not (self.path / "recipe.yaml").exists():
+            if not self._has_begun():
                 return None
-            found = self.checkpoints.latest()
-            if found is None and not self.pipeline.exists() and not self._logged():
-                return None  # it was stopped by a mistake in its recipe, say, and there is nothing to lose
             check_same_run(self.path, self.recipe)
+            found = self.checkpoints.latest()
         else:
             found = self._chosen(Path(resume))
+            if self._has_begun():
+                check_same_run(self.path, self.recipe)
         if found is not None:
             read_state(found)  # all of it is there
         return found
 
-    def _logged(self) -> bool:
+    def _has_begun(self) -> bool:
+        """Whether there is something to lose. There is not if, say, a mistake in its recipe stopped it."""
         metrics = self.path / "metrics.jsonl"
-        return metrics.is_file() and metrics.stat().st_size > 0
+        return (self.path / "recipe.yaml").exists() and (
+            any(self.checkpoints.path.glob("[!.]*"))
+            or self.pipeline.exists()
+            or (metrics.is_file() and metrics.stat().st_size > 0)
+        )
 
     def _check_place(self) -> None:
         """``TwinflowError`` if the folder can't be written, or is the one that the data is read from."""
@@ -114,24 +119,26 @@ class RunFolder:
             check_same_run(run, self.recipe)
         return found
 
-    def claim(self) -> None:
-        """Write the resolved recipe and the versions of what runs it."""
+    def claim(self, checkpoint: Path | None = None) -> None:
+        """Write the resolved recipe and the versions of what runs it, and that it goes on from ``checkpoint``."""
         texts = {
             "recipe.yaml": recipe_yaml(self.recipe),
             "versions.json": json.dumps(versions(), indent=1) + "\n",
         }
         with explained(self.path, needed=sum(map(len, texts.values())), leftover=self.path / ".nothing"):
             self.path.mkdir(parents=True, exist_ok=True)
+            if checkpoint is not None:
+                self.checkpoints.go_on_from(checkpoint)
             for name, text in texts.items():
                 replace_text(self.path / name, text)
 
     def lacks_pipeline(self) -> bool:
-        """Whether ``pipeline/`` is not there, or older than the last checkpoint: a run that was made longer, and killed
-        before it wrote its own, has that of its former end."""
+        """Whether ``pipeline/`` is not there, or older than the choice of the checkpoint to go on from: a run that was
+        made longer, and killed before it wrote its own, has that of its former end."""
         if not self.pipeline.exists():
             return True
-        latest = self.checkpoints.latest()
-        return latest is not None and self.pipeline.stat().st_mtime_ns < latest.stat().st_mtime_ns
+        pointer = self.checkpoints.pointer
+        return pointer.is_file() and self.pipeline.stat().st_mtime_ns < pointer.stat().st_mtime_ns
 
     def save_pipeline(self, pipe: Trainable, average: ParameterAverage | None) -> None:
         """Write ``pipeline/`` with the averaged weights, if there are; complete under its name, or not there."""

@@ -189,7 +189,7 @@ class Trainer:
             self.state.restore(self._checkpoint)
         self.processes.barrier()  # no one looks any more whether the folder is free
         if self.processes.is_main:
-            self.folder.claim()
+            self.folder.claim(self._checkpoint)
 
     # Training
 
