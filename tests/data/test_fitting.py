@@ -1,14 +1,17 @@
 """Pictures of all kinds are turned upright, brought to RGB and to the size asked for."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from twinflow.data.folder import FolderDataset
-from twinflow.data.pictures import fit
+from twinflow.data.pictures import fit, open_picture
 from twinflow.errors import TwinflowError
 
 from .files import noise_image, write
+from .profiles import DISPLAY_P3, primaries, printer, srgb, with_primaries
 
 
 @pytest.mark.parametrize(("source", "size"), [((30, 10), 10), ((10, 30), (10, 10)), ((30, 20), (10, 15))])
@@ -55,6 +58,59 @@ def test_modes(tmp_path):
         "palette.png": [0, 255, 0],
         "print.jpg": [255] * 3,
     }
+
+
+def opened(image, **options):
+    """As it is read from a file."""
+    file = io.BytesIO()
+    image.save(file, **{"format": "PNG"} | options)
+    return np.asarray(open_picture(file.getvalue())).astype(int)
+
+
+def test_colours_of_another_space_are_brought_to_srgb():
+    image = noise_image(32, 32)
+    encoded = np.asarray(image) / 255
+    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    profile = with_primaries(DISPLAY_P3)
+    np.testing.assert_allclose(primaries(profile), DISPLAY_P3, atol=1e-4)
+    light = (light @ np.array(DISPLAY_P3) @ np.linalg.inv(primaries(srgb()))).clip(0, 1)  # as rows
+    expected = 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    found = opened(image, icc_profile=profile)
+    np.testing.assert_allclose(found, expected, atol=2)  # of 255: profiles' curves are tables
+    assert np.abs(found - np.asarray(image)).max() > 40
+
+    # With transparency, upright, and of a palette: of each the colours.
+    pixels = np.asarray(image)
+    clear = Image.fromarray(np.dstack([pixels, np.full((32, 32), 255, np.uint8)]))
+    np.testing.assert_array_equal(opened(clear, icc_profile=profile), found)
+    few = image.quantize(8)
+    same = opened(few.convert("RGB"), icc_profile=profile)
+    np.testing.assert_array_equal(opened(few, icc_profile=profile), same)
+    turned = Image.Exif()
+    turned[0x0112] = 3  # half a turn
+    np.testing.assert_array_equal(opened(image, icc_profile=profile, exif=turned), found[::-1, ::-1])
+
+
+def test_printers_colours_are_brought_to_srgb():
+    inks = {(0, 0, 0, 0): (255, 255, 255), (1, 0, 0, 0): (40, 158, 204)}
+    image = Image.new("CMYK", (8, 8))
+    image.paste((255, 0, 0, 0), (0, 0, 4, 8))
+    found = opened(image, format="TIFF", icc_profile=printer(inks))
+    np.testing.assert_allclose(found[0, 0], inks[1, 0, 0, 0], atol=4)  # the table has whole steps of Lab
+    np.testing.assert_allclose(found[0, 7], 255, atol=1)
+    assert opened(image, format="TIFF")[0, 0].tolist() == [0, 255, 255]
+
+
+def test_profiles_that_say_nothing_new_leave_pictures_as_they_are(caplog):
+    """sRGB itself, to the bit; and those that can't be read, or are not of the picture's kind."""
+    for image in (noise_image(32, 32), noise_image(32, 32).convert("L"), noise_image(32, 32).convert("LA")):
+        plain = opened(image)
+        for profile in (srgb(), b"no profile", printer({})):
+            np.testing.assert_array_equal(opened(image, icc_profile=profile), plain)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1, said
+    assert "no profile" not in said[0]
+    assert "can't be read" in said[0]
 
 
 def test_exif_turns_the_picture_upright(tmp_path):

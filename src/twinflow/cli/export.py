@@ -66,10 +66,10 @@ def _call(text: str, source: Path | None) -> dict[str, Any]:
             f'--call {text!r} is not a JSON object such as {{"height": 512}}: {error}'
         ) from error
     if source is not None:
-        from PIL import Image
+        from twinflow.data.pictures import open_picture
 
         try:
-            call["image"] = Image.open(source).convert("RGB")
+            call["image"] = open_picture(source)
         except OSError as error:
             raise TwinflowError(f"--source {source} is no picture: {error}") from error
     return call

@@ -43,8 +43,8 @@ class FolderDataset:
     then has it as "source".
 
     ``size`` is the side, or (height, width), or :class:`Buckets`, of which each picture gets the nearest. Pictures
-    are turned upright (EXIF), put on white where they are transparent, resized (Lanczos) until they cover their
-    size, and cropped at the centre. Source pictures are brought to the size of their row.
+    are turned upright (EXIF), brought to sRGB (ICC), put on white where they are transparent, resized (Lanczos) until
+    they cover their size, and cropped at the centre. Source pictures are brought to the size of their row.
 
     ``pictures`` false: items without "pixels", of captions and source pictures alone.
 

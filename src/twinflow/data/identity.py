@@ -27,7 +27,7 @@ TRAINED = ("transformer", "transformer_2", "scheduler")
 FREE = ("cache", "check", "encode_batch", "window", "path")
 SHOWN = 5
 # Counted up when items are made otherwise than by an earlier version, so that caches of then are refused.
-PREPARATION = {"video": 2, "dataset": 2}
+PREPARATION = {"video": 2, "dataset": 3, "folder": 2}
 
 Stat = tuple[int, int, int, str]  # size, times of the last change of contents and of anything, hash
 

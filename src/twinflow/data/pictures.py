@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from twinflow.data.colour_profile import to_srgb
+
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: those that exchange height and width
 
 FLOATS = "it has floating-point numbers: save it with 8 or 16 bits a channel"
@@ -40,7 +42,7 @@ def upright_sides(image: Image.Image) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: transparency on white, 16-bit grey scaled (PIL's own conversion clips it).
+    """Any mode as sRGB, by its profile: transparency on white, 16-bit grey scaled (PIL's own conversion clips it).
 
     ``ValueError`` for floating-point numbers, of which nobody says what is white.
     """
@@ -48,8 +50,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(FLOATS)
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float64) / 257
+        profile = image.info.get("icc_profile")
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+        image.info["icc_profile"] = profile
+    colours = to_srgb(image)
+    if not image.has_transparency_data:
+        return colours
+    colours.putalpha(image.convert("RGBA").getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
