@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"pipelines"},
     {"objectives"},
     {"sampling"},
-    {"flow", "conditions", "field", "assets", "tensor_files"},
+    {"flow", "conditions", "field", "assets", "hub", "tensor_files"},
     {"errors"},
 )
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from families import FAMILIES
+from twinflow import hub
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.absent import absent_transformer
@@ -138,7 +139,9 @@ def test_a_hub_that_can_not_be_reached(monkeypatch):
     def never(*args, **kwargs):
         raise Slow("timed out")
 
+    monkeypatch.setattr(hub, "ask", lambda: None)  # it is there, and then not any more
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
+    monkeypatch.setattr(diffusers.configuration_utils, "hf_hub_download", never)
     monkeypatch.setattr(diffusers.pipelines.pipeline_utils, "model_info", never)
     with pytest.raises(
         TwinflowError, match=r"^nobody/nothing is not a folder or a model on the hub: timed out"
@@ -146,16 +149,33 @@ def test_a_hub_that_can_not_be_reached(monkeypatch):
         load("nobody/nothing")
 
 
-def test_a_checkpoint_on_the_hub_brings_its_branch(saved, tmp_path, monkeypatch):
+NOWHERE = "http://127.0.0.1:9"  # where nothing listens
+
+
+def test_a_hub_that_is_not_there_is_asked_once(monkeypatch, capfd):
+    """Its client would try six times, for half a minute a file, and say so each time."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NOWHERE)
+    saying = (
+        rf"^nobody/nothing is no folder here, and the hub can't be reached \({NOWHERE}: .*refused.*network"
+    )
+    with pytest.raises(TwinflowError, match=saying):
+        load("nobody/nothing")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("setting", [("HF_HUB_OFFLINE", True), ("ENDPOINT", NOWHERE)])
+def test_a_checkpoint_on_the_hub_brings_its_branch(saved, tmp_path, monkeypatch, setting, capfd):
     """As the hub's client keeps it, without a network."""
     original, path = saved
     kept = tmp_path / "models--someone--one-step"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("0" * 40)
     shutil.copytree(path, kept / "snapshots" / ("0" * 40))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, *setting)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     again = load("someone/one-step")
+    assert "Retrying" not in capfd.readouterr().err
+    assert huggingface_hub.constants.is_offline_mode() == (setting[0] == "HF_HUB_OFFLINE")
     assert again.base == "someone/one-step"
     assert fields_equal(original, again)
 

@@ -19,6 +19,7 @@ from twinflow.data.captioned_files import (
 )
 from twinflow.data.shards import local_files, saved_files
 from twinflow.errors import TwinflowError
+from twinflow.hub import hub_or_cache
 from twinflow.pipelines.checkpoint import Manifest, check_name
 
 # Parts of a pipeline that training changes, or that have no say in what is encoded.
@@ -96,7 +97,10 @@ def pipeline_folder(path: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(path))
+        with hub_or_cache(path):
+            return Path(DiffusionPipeline.download(path))
+    except TwinflowError:
+        raise
     except Exception as error:  # the hub's client raises whatever the network leads it to
         raise TwinflowError(f"{path} is not a folder or a model on the hub: {error}") from error
 

@@ -13,6 +13,7 @@ from twinflow.errors import TwinflowError
 from twinflow.evaluation.pictures import Picture
 from twinflow.evaluation.ranks import device
 from twinflow.evaluation.samplers import Sampler
+from twinflow.hub import hub_or_cache
 
 
 class StockModel:
@@ -128,7 +129,8 @@ def stock_pipeline(path: str, dtype: str) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+        with hub_or_cache(path):
+            pipe = DiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError) as error:
         raise TwinflowError(f"{path} is no pipeline that diffusers can load: {error}") from error
     pipe.set_progress_bar_config(disable=True)

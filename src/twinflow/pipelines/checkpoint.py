@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError
+from twinflow.hub import hub_or_cache
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.exported import EXPORT_FILE
@@ -124,8 +125,9 @@ def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> A
     if folder.is_dir() and not (folder / INDEX_FILE).is_file():
         raise TwinflowError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
     try:
-        kind = _pipeline_class(str(path_or_id))
-        return kind.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
+        with hub_or_cache(path_or_id):
+            kind = _pipeline_class(str(path_or_id))
+            return kind.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
     except TwinflowError:
         raise
     except Exception as error:  # of files, of what is in them, of the hub's client and its network
@@ -158,12 +160,13 @@ def with_our_files(path_or_id: str | Path) -> Path:
     from huggingface_hub import hf_hub_download
 
     found = []
-    for name in (CONFIG_FILE, BRANCH_FILE, LORA_FILE):
-        try:
-            found.append(Path(hf_hub_download(str(path_or_id), name)))
-        except Exception:  # not there, or no id, or no network: opening the pipeline says which
-            if not found:
-                return folder
+    with hub_or_cache(path_or_id):
+        for name in (CONFIG_FILE, BRANCH_FILE, LORA_FILE):
+            try:
+                found.append(Path(hf_hub_download(str(path_or_id), name)))
+            except Exception:  # not there, or no id: opening the pipeline says which
+                if not found:
+                    return folder
     return found[0].parent
 
 

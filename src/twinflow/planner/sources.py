@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError
+from twinflow.hub import hub_or_cache
 from twinflow.planner.inputs import Latents
 from twinflow.recipes.messages import unknown_key
 
@@ -165,7 +166,8 @@ class _Files:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(self.path_or_id, name))
+            with hub_or_cache(self.path_or_id):
+                return Path(hf_hub_download(self.path_or_id, name))
         except Exception as error:  # of the network, of the hub, of a wrong name
             raise OSError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
