@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from twinflow.cli import copy_model, export, export_checkpoint  # noqa: F401 - each puts its command on the app
 from twinflow.cli.app import app, dtype_of
 from twinflow.errors import TwinflowError, check_place
 from twinflow.evaluation.geneval.convert import read_checkpoint
+from twinflow.pipelines import AnyStepPipeline
 
 CIRCLE = "a photo of a red circle"
 
@@ -121,3 +123,21 @@ def test_a_file_that_is_no_checkpoint_is_one_line(file: Path) -> None:
         read_checkpoint(file)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
+
+
+def test_inputs_that_a_model_does_not_take(tmp_path: Path) -> None:
+    """Not the TypeError of its call; by Python, before anything is encoded, just so."""
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    edit = "^StableDiffusion3Pipeline takes no source image: it does not edit. Leave the picture out"
+    clip = "^StableDiffusion3Pipeline takes no number of frames: it makes pictures. Leave it out"
+    refused("sample", "shapeworld-tiny", CIRCLE, "--image", picture, saying=edit)
+    refused("export", "shapeworld-tiny", tmp_path / "new", "--source", picture, saying=edit)
+    refused("sample", "shapeworld-tiny", CIRCLE, "--frames", 9, saying=clip)
+    other = "^StableDiffusion3Pipeline takes no argument 'widht': its call has .*height, width"
+    refused("export", "shapeworld-tiny", tmp_path / "new", "--call", '{"widht": 32}', saying=other)
+    pipe = AnyStepPipeline.from_pretrained("shapeworld-tiny")
+    with pytest.raises(TwinflowError, match=edit):
+        pipe(CIRCLE, images=Image.open(picture))
+    with pytest.raises(TwinflowError, match=clip):
+        pipe(CIRCLE, size=(32, 32, 9))

@@ -18,7 +18,7 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines.condition import NOISY, TAIL, Condition
 from twinflow.pipelines.geometry import Geometry, Size
 from twinflow.pipelines.single_frame import use_single_frames
-from twinflow.pipelines.watching import Stop, Watcher, run_stock
+from twinflow.pipelines.watching import Stop, Watcher, check_arguments, run_stock
 from twinflow.pipelines.wiring import Wiring, discover
 
 
@@ -89,8 +89,7 @@ class Adapter:
         if size is not None and self.wiring.source_has_size:
             call |= size.arguments()
         if image is not None:
-            if "image" not in inspect.signature(type(self.pipe).__call__).parameters:
-                raise TwinflowError(f"{type(self.pipe).__name__} takes no source image: it does not edit")
+            check_arguments(self.pipe, {"image": image})
             if self.wiring.tail_axis is None:  # FLUX.2 draws without one as well
                 raise TwinflowError(
                     f"{type(self.pipe).__name__} was opened without a source picture, and draws: to edit, open it with "

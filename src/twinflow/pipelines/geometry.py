@@ -58,6 +58,8 @@ class Geometry:
         watcher = Watcher()
         try:
             run_stock(pipe, PROMPTS[:1], call=call, watcher=watcher)
+        except TwinflowError:
+            raise
         except Exception as error:  # pipelines raise whatever a wrong size leads them to
             raise TwinflowError(refusal(pipe, call, error)) from error
         made = watcher.calls[0]

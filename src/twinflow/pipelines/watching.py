@@ -16,6 +16,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from twinflow.errors import TwinflowError
+
+ABSENT = {  # what those lack that know other inputs alone, and what to do
+    "image": "source image: it does not edit. Leave the picture out, or name a model that edits",
+    "num_frames": "number of frames: it makes pictures. Leave it out, or name a model that makes clips",
+}
 PROBE_SIGMAS = (1.0, 0.5, 0.25)  # exact in bf16, in which many pipelines pass the time
 
 
@@ -97,6 +103,15 @@ class _Autoencoder:
 
 
 @torch.no_grad()
+def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
+    """:class:`TwinflowError` for an argument in ``call`` that the call of ``pipe`` has not."""
+    own = inspect.signature(type(pipe).__call__).parameters
+    for name in call:
+        if name not in own and all(one.kind is not one.VAR_KEYWORD for one in own.values()):
+            said = ABSENT.get(name, f"argument {name!r}: its call has {', '.join(list(own)[1:])}")
+            raise TwinflowError(f"{type(pipe).__name__} takes no {said}")
+
+
 def run_stock(
     pipe: Any,
     prompts: Sequence[str],
@@ -106,7 +121,11 @@ def run_stock(
     steps: int = 1,
     decode: bool = False,
 ) -> None:
-    """One call of ``pipe`` with ``prompts``, watched by ``watcher``, which may end it by :class:`Stop`."""
+    """One call of ``pipe`` with ``prompts``, watched by ``watcher``, which may end it by :class:`Stop`.
+
+    :class:`TwinflowError` for arguments that it has not, before it is run.
+    """
+    check_arguments(pipe, call)
     arguments = {
         "prompt": list(prompts) if len(prompts) > 1 else prompts[0],
         "num_inference_steps": steps,
