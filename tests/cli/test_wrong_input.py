@@ -82,6 +82,22 @@ def test_an_export_spoils_no_checkpoint_or_run(tmp_path: Path) -> None:
         refused("export", "shapeworld-tiny", output, saying="which an export would spoil")
 
 
+def test_an_export_to_what_its_format_does_not_write(tmp_path: Path) -> None:
+    for format in ("diffusers", "lora", "comfyui-lora"):
+        refused(
+            *("export", "shapeworld-tiny", tmp_path / "a.safetensors", "--format", format),
+            saying=f"the name of a file, and --format {format} writes a folder.*--format single-file",
+        )
+
+
+def test_a_base_that_is_none(tmp_path: Path) -> None:
+    """Said before the model is opened, without asking the hub."""
+    refused(
+        *("export", "shapeworld-tiny", tmp_path / "new", "--format", "lora", "--base", "nobody"),
+        saying="^nobody is not a folder or a model on the hub.*ORGANISATION/NAME",
+    )
+
+
 def test_prompts_in_a_file_are_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(CIRCLE)
     refused(

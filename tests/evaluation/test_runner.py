@@ -23,7 +23,8 @@ from twinflow.evaluation.pictures import Picture, key_of, pictures_in
 from twinflow.evaluation.results import EvaluationTable
 from twinflow.evaluation.samplers import Sampler
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
-from twinflow.sampling import sample
+from twinflow.pipelines.exported import Exported
+from twinflow.sampling import few_step_times, sample
 
 from .evaluated import BENCHMARK, evaluate
 
@@ -278,3 +279,14 @@ def test_two_processes_draw_the_bytes_that_one_draws(model, tmp_path):
     assert row.images == 12
     assert said.count("report:") == 1  # one process writes and talks
     assert key_of(tmp_path / "two" / "base_nfe2" / "00000.png")
+
+
+def test_an_export_is_evaluated_at_its_own_number_of_steps(model, monkeypatch):
+    """At others its weights are wrong, and a score would be of nothing."""
+    exported = Exported(kind="diffusers", nfe=2, times=few_step_times(2))
+    monkeypatch.setattr(model.pipe, "exported", exported)
+    monkeypatch.setattr(model.pipe, "words", None)
+    model.check(["a"], [model.sampler(2, None)])
+    for nfe, guidance in ((1, None), (4, None), (2, 3.0)):
+        with pytest.raises(TwinflowError, match=rf"--nfe {nfe}: .*exported for exactly 2 evaluations"):
+            model.check(["a"], [model.sampler(nfe, guidance)])

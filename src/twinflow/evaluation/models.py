@@ -70,7 +70,9 @@ class AnyStepModel:
                 )
             try:
                 settings = resolve_settings(nfe=sampler.nfe, style=style, settings=None, overrides=overrides)  # type: ignore[arg-type]
-                make_schedule(sampler.nfe, settings)
+                schedule = make_schedule(sampler.nfe, settings)
+                if self.pipe.exported is not None:
+                    self.pipe.exported.check_schedule(schedule, settings)
             except ValueError as error:
                 raise TwinflowError(f"--nfe {sampler.nfe}: {error}") from error
 

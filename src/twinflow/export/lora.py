@@ -24,6 +24,7 @@ from twinflow.export.card import write_lora_card
 from twinflow.export.comfyui import COMFYUI, comfyui_differences, comfyui_keys
 from twinflow.export.diffusers_folder import makes_clips, note
 from twinflow.export.stock import adapter_factors, adapter_layers, check_exportable, schedule_of, stock_copy
+from twinflow.hub import hub_or_cache
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
@@ -196,10 +197,12 @@ def _diffusers_metadata(factors: Mapping[str, Factors]) -> dict[str, str]:
 def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
     if isinstance(base, nn.Module):
         return base
+    folder = locate(base)
     try:
-        return type(stock.transformer).from_pretrained(
-            locate(base), subfolder="transformer", use_safetensors=True, dtype=torch.float32
-        )
+        with hub_or_cache(folder):
+            return type(stock.transformer).from_pretrained(
+                folder, subfolder="transformer", use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError) as error:
         raise TwinflowError(
             f"{base} has no {type(stock.transformer).__name__} to compare with: {error}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from twinflow.assets import locate
 from twinflow.errors import TwinflowError, check_place
 from twinflow.export.diffusers_folder import to_diffusers
 from twinflow.export.lora import to_lora
@@ -17,6 +18,7 @@ from twinflow.export.single_file import to_single_file
 from twinflow.export.slim import to_slim
 from twinflow.export.stock import schedule_of
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.checkpoint import check_name
 
 FORMATS = ("diffusers", "lora", "comfyui-lora", "single-file", "slim")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -51,8 +53,15 @@ class ExportRequest:
             raise TwinflowError(
                 f"--format single-file writes one file: {self.output} should end in .safetensors"
             )
+        if self.format != "single-file" and self.output.suffix == ".safetensors":
+            raise TwinflowError(
+                f"{self.output} is the name of a file, and --format {self.format} writes a folder: name one, or use "
+                "--format single-file"
+            )
         if self.base is not None and "lora" not in self.format:
             raise TwinflowError(f"--base is for LoRA formats, got --format {self.format}")
+        if self.base is not None and not Path(locate(self.base)).is_dir():
+            check_name(self.base)
         check_place(
             self.output.parent if self.output.suffix == ".safetensors" else self.output, name="the output"
         )

@@ -6,13 +6,13 @@ That is a note beside it. Where the note was lost, as when diffusers itself save
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twinflow.errors import TwinflowError
-from twinflow.sampling import few_step_times
+from twinflow.sampling import SamplerSettings, Schedule, few_step_times
 
 EXPORT_FILE = "twinflow_export.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -73,16 +73,18 @@ class Exported:
         return cls.of_scheduler(config) if isinstance(config, dict) else None
 
     def refusal(self, folder: str | Path) -> str:
-        """What to say to someone who wants to train it."""
+        """What to say to someone who wants to train it, or to draw with an exported LoRA."""
+        ours = "" if self.kind == "lora" else ", or AnyStepPipeline.from_pretrained(…, target_time=False)"
         return (
             f"{folder} is an export for {self.nfe} {'step' if self.nfe == 1 else 'steps'}: its target time is "
             "folded into the weights, so that it is no velocity field any more and can't be trained on. Train "
-            "the checkpoint that it was exported from. To draw with it use diffusers, or "
-            "AnyStepPipeline.from_pretrained(…, target_time=False)"
+            f"the checkpoint that it was exported from. To draw with it use diffusers{ours}"
         )
 
-    def check_sampling(self, times: Sequence[float], *, few: bool) -> None:
+    def check_schedule(self, schedule: Schedule, settings: SamplerSettings) -> None:
         """ValueError for a sampler that asks for other times, or other targets, than the export was made for."""
+        times = schedule.times[:-1]
+        few = settings.style == "few" and not settings.guided and not any(schedule.corrected)
         same = len(times) == self.nfe and all(
             abs(a - b) < 1e-6 for a, b in zip(times, self.times, strict=True)
         )

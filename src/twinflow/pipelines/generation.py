@@ -139,8 +139,7 @@ def generate(
     resolved = resolve_settings(nfe=nfe, style=style, settings=settings, overrides=given)
     schedule = make_schedule(nfe, resolved)  # its errors belong here, before the prompts are encoded
     if pipe.exported is not None:
-        few = resolved.style == "few" and not resolved.guided and not any(schedule.corrected)
-        pipe.exported.check_sampling(schedule.times[:-1], few=few)
+        pipe.exported.check_schedule(schedule, resolved)
     if resolved.guided and pipe.guidance_is_an_input:
         raise ValueError(
             f"guidance {resolved.guidance} is not possible: {type(pipe.pipe).__name__} was distilled to take its "
