@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from twinflow.config import Recipe, make_recipe
 from twinflow.errors import TwinflowError
+from twinflow.recipes.load import explained, parse_overrides
 from twinflow.recipes.section import AtLeastOne, Section, Seed
 from twinflow.training.accountant import Budget
 
@@ -139,11 +140,10 @@ def load_lab(path: str | Path, overrides: Iterable[str] = (), *, size: str | Non
                 f"--size {size!r} is not in {path}: it has {', '.join(map(str, sizes)) or 'no sizes'}"
             )
         chosen = [str(change) for change in sizes[size]] if size is not None else []
-        merged = OmegaConf.merge(raw, OmegaConf.from_dotlist([*chosen, *overrides]))
+        merged = OmegaConf.merge(raw, parse_overrides([*chosen, *overrides]))
         plain = OmegaConf.to_container(merged, resolve=True)
         return Lab.model_validate(plain)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise TwinflowError(f"{path} is not a readable comparison: {error}") from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
-        raise TwinflowError(f"{path}:\n  " + "\n  ".join(problems)) from error
+        raise TwinflowError(explained(error, source=str(path), root=Lab, what="comparison")) from error

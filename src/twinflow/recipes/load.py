@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     ``TwinflowError`` names each bad key, its value and what is allowed.
     """
-    layers, changes = _read_layers(Path(path), ()), _parse_overrides(overrides)
+    layers, changes = _read_layers(Path(path), ()), parse_overrides(overrides)
     return make_recipe(_merge(_with_default_roles(layers, changes), changes), source=str(path))
 
 
@@ -51,8 +52,17 @@ def make_recipe(raw: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(_with_shorthands(raw))
     except ValidationError as error:
-        problems = "\n  ".join(_describe(problem) for problem in error.errors())
-        raise TwinflowError(f"{source}:\n  {problems}") from error
+        raise TwinflowError(explained(error, source=source)) from error
+
+
+def explained(
+    error: ValidationError, *, source: str, root: type[BaseModel] = Recipe, what: str = "recipe"
+) -> str:
+    """What is wrong with ``source``, a line for each thing: the key, its value, and what is allowed.
+
+    ``root``: what it should have been, a recipe or ``what`` else.
+    """
+    return "\n  ".join([f"{source}:", *(_describe(problem, root, what) for problem in error.errors())])
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
@@ -103,7 +113,8 @@ def _about_tabs(path: Path) -> str:
     return "\nYAML is indented with spaces, and there are tabs" if tabs else ""
 
 
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """``["train.steps=100"]`` as the sections that it changes."""
     merged: dict[str, Any] = {}
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -180,7 +191,7 @@ def _deep_merge(old: Any, new: Any) -> Any:
     return {**old, **{key: _deep_merge(old.get(key), value) for key, value in new.items()}}
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, root: type[BaseModel], noun: str) -> str:
     """One line about one of pydantic's errors."""
     path = list(problem["loc"])
     # pydantic puts the name of the union's member behind "data".
@@ -190,24 +201,28 @@ def _describe(problem: Any) -> str:
     if what == "value_error":  # of our own validators, whose messages name the key
         return str(problem["ctx"]["error"])
     if what == "extra_forbidden":
-        return unknown_key(str(path[-1]), _keys_at(path[:-1], kind), where=".".join(map(str, path[:-1])))
+        keys, where = _keys_at(root, path[:-1], kind), ".".join(map(str, path[:-1]))
+        return unknown_key(str(path[-1]), keys, where=where, whole=noun)
     if what == "missing":
-        return f"{key} is missing: the recipe must set it"
+        return f"{key} is missing: the {noun} must set it"
     if what == "union_tag_not_found":
         return f"{key}.kind is missing: use one of {', '.join(DATA_KINDS)}"
     if what == "union_tag_invalid":
         return unknown_key(str(problem["ctx"]["tag"]), DATA_KINDS, where=f"{key}.kind", noun="kind")
-    return disallowed(key, problem["input"], problem["msg"].replace("tuple", "list"))
+    return disallowed(key, problem["input"], re.sub("[Tt]uple", "list", problem["msg"]))
 
 
-def _keys_at(path: list[Any], kind: str | None) -> list[str]:
-    """The keys allowed in the section ``path``."""
-    section: type[BaseModel] = Recipe
-    for name in path:
+def _keys_at(root: type[BaseModel], path: list[Any], kind: str | None) -> list[str]:
+    """The keys allowed in the section ``path`` of ``root``."""
+    section, names = root, iter(path)
+    for name in names:
         if kind is not None and name == "data":
             section = DATA_KINDS[kind]
             continue
-        hint = section.model_fields[name].annotation
+        hint: Any = section.model_fields[name].annotation
+        if get_origin(hint) is dict:  # of sections, by names that are free
+            next(names)
+            hint = get_args(hint)[1]
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         section = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
     return list(section.model_fields)

@@ -11,12 +11,15 @@ def disallowed(key: str, value: Any, allowed: str) -> str:
     return f"{key} = {value!r} is not allowed: {allowed[:1].lower()}{allowed[1:]}"
 
 
-def unknown_key(name: str, allowed: Iterable[str], *, where: str, noun: str = "key") -> str:
-    """``name`` is not among ``allowed`` in the section ``where`` ("" is the recipe itself)."""
+def unknown_key(
+    name: str, allowed: Iterable[str], *, where: str, noun: str = "key", whole: str = "recipe"
+) -> str:
+    """``name`` is not among ``allowed`` in the section ``where`` of a ``whole`` ("" is that itself)."""
     choices = list(allowed)
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     if noun == "key":
         path = f"{where}.{name}" if where else name
-        return f"{path} is not a recipe key{hint}; allowed in {where or 'a recipe'}: {', '.join(choices)}"
+        place = where or f"a {whole}"
+        return f"{path} is not a {whole} key{hint}; allowed in {place}: {', '.join(choices)}"
     return f"{where} = {name!r} is not known{hint}; use one of {', '.join(choices)}"
