@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"objectives"},
     {"sampling"},
     {"flow", "conditions", "field", "assets", "hub", "tensor_files"},
-    {"errors"},
+    {"errors", "quantities"},
 )
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names}
 

@@ -19,6 +19,7 @@ from twinflow.export.slim import to_slim
 from twinflow.export.stock import schedule_of
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.checkpoint import check_name
+from twinflow.quantities import parameters
 
 FORMATS = ("diffusers", "lora", "comfyui-lora", "single-file", "slim")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -102,7 +103,8 @@ def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
     elif request.format == "slim":
         slim = to_slim(pipe, output)
         return [
-            f"{output}: {slim.kept / 1e9:.3g} of {slim.parameters / 1e9:.3g} billion parameters, for one step"
+            f"{output}: {parameters(slim.kept, digits=3)} of {parameters(slim.parameters, digits=3)} parameters, "
+            "for one step"
         ]
     else:
         form: Any = "comfyui" if request.format == "comfyui-lora" else "diffusers"

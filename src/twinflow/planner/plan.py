@@ -9,6 +9,7 @@ from typing import Any
 from twinflow.planner.hardware import GiB, Gpu
 from twinflow.planner.setup import Setup
 from twinflow.planner.step import StepProfile
+from twinflow.quantities import parameters, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,10 @@ class Plan:
         fits = "fits" if self.fits else "does not fit"
         known = not math.isnan(self.step_seconds)  # of a GPU whose speed is not known there is no floor
         return (
-            f"{self.model}: {self.parameters / 1e9:.3g} B parameters, {self.trained / 1e9:.3g} B trained; "
+            f"{self.model}: {parameters(self.parameters, digits=3)} parameters, "
+            f"{parameters(self.trained, digits=3)} trained; "
             f"peak {size(self.peak)} of {size(self.gpu.memory)} on {self.gpus} x {self.gpu.name}, which {fits}"
-            + (f"; at least {self.step_seconds:.3g} s a step" if known else "")
+            + (f"; at least {seconds(self.step_seconds)} a step" if known else "")
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,4 +126,5 @@ class Plan:
 
 def size(count: float) -> str:
     """``"61.2 GiB"``."""
-    return f"{count / GiB:.1f} GiB" if count >= GiB / 10 else f"{count / 2**20:.1f} MiB"
+    unit, name = next((u for u in ((GiB, "GiB"), (2**20, "MiB")) if count >= u[0] / 10), (2**10, "KiB"))
+    return f"{count / unit:.1f} {name}"

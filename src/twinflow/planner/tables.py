@@ -9,16 +9,19 @@ from rich.table import Table
 from twinflow.planner.comparison import Row
 from twinflow.planner.plan import Plan, size
 from twinflow.planner.remedies import Tried
+from twinflow.quantities import operations, parameters, seconds
 
 
 def model_table(plan: Plan) -> Table:
     """Parameters by part."""
     table = _table("model", plan.model, "parameters", "share")
     for name, count in list(plan.groups.items())[:10]:
-        table.add_row(name, f"{count / 1e9:.4g} B", f"{100 * count / plan.parameters:.1f} %")
+        table.add_row(name, parameters(count), f"{100 * count / plan.parameters:.1f} %")
     table.add_section()
-    table.add_row("all", f"{plan.parameters / 1e9:.5g} B", "")
-    table.add_row("trained", f"{plan.trained / 1e9:.5g} B", f"{100 * plan.trained / plan.parameters:.1f} %")
+    table.add_row("all", parameters(plan.parameters, digits=5), "")
+    table.add_row(
+        "trained", parameters(plan.trained, digits=5), f"{100 * plan.trained / plan.parameters:.1f} %"
+    )
     return table
 
 
@@ -42,12 +45,12 @@ def time_table(plan: Plan) -> Table:
     profile = plan.profile
     forward, work = profile.forward_flops, profile.step_flops / plan.setup.batch
     table = _table("time", "what", "how much")
-    table.add_row("forward of one row", f"{forward / 1e12:.4g} TFLOP")
+    table.add_row("forward of one row", operations(forward))
     table.add_row("network calls a step", f"{profile.schedule.calls:.3g}")
     table.add_row("rows without gradient, per row", f"{profile.schedule.rows:.3g}")
-    table.add_row("work of one row's step", f"{work / 1e12:.4g} TFLOP = {work / forward:.3g} forwards")
+    table.add_row("work of one row's step", f"{operations(work)} = {work / forward:.3g} forwards")
     table.add_row("rows a step", f"{plan.rows}")
-    table.add_row("floor of a step", f"{plan.step_seconds:.3g} s")
+    table.add_row("floor of a step", seconds(plan.step_seconds))
     table.add_row(f"floor of {plan.setup.steps} steps", duration(plan.run_seconds))
     return table
 
@@ -55,14 +58,14 @@ def time_table(plan: Plan) -> Table:
 def remedy_table(plan: Plan, tried: Sequence[Tried]) -> Table:
     """Changes, each with all before it."""
     table = _table("what makes it fit", "change, with those before it", "peak", "floor of a step", "costs")
-    table.add_row("as it is", size(plan.peak), f"{plan.step_seconds:.3g} s", "")
+    table.add_row("as it is", size(plan.peak), seconds(plan.step_seconds), "")
     for entry in tried:
         new = entry.plan
         verdict = ", fits" if new.fits else ""
         table.add_row(
             entry.remedy.overrides,
             f"{size(new.peak)}{verdict}",
-            f"{new.step_seconds:.3g} s",
+            seconds(new.step_seconds),
             entry.remedy.costs,
         )
     return table
@@ -83,12 +86,12 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
-    """``"3 d 4 h"``, ``"5 h 10 min"``, ``"40 s"``."""
+def duration(count: float) -> str:
+    """Seconds as ``"3 d 4 h"``, ``"5 h 10 min"``, ``"40 s"``."""
     for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit} {int(seconds % length // part)} {smaller}"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.3g} s"
+        if count >= length:
+            return f"{int(count // length)} {unit} {int(count % length // part)} {smaller}"
+    return f"{count / 60:.1f} min" if count >= 60 else seconds(count)
 
 
 def _table(title: str, *columns: str) -> Table:
