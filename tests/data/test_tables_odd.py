@@ -143,3 +143,55 @@ def test_a_small_saved_table_is_streamed(tmp_path: Path) -> None:
     table.save_to_disk(tmp_path / "saved")
     order = StreamOrder(opened(tmp_path / "saved", streaming=True), batch=15, seed=0)
     assert sorted(grey(order.dataset[row]) for row in order.next_rows()) == list(range(15))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"text": [["a"], ["b"]]}, "text of list<element: string>, there of string"),
+        ({"text": ["a", "b"], "score": [1, 2]}, "score, which is not there"),
+        ({"text": ["a", "b"], "image": [1, 2]}, "image of int64, there of struct<bytes: binary, path: "),
+    ],
+)
+def test_shards_of_other_columns_are_named(
+    tmp_path: Path, columns: dict[str, Any], said: str, streaming: bool
+) -> None:
+    """Before the first row is read, also where it would take an hour to come to them."""
+    pictures = [{"bytes": png(2), "path": None}] * 2
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.parquet", image=pictures, text=["a", "b"])
+    write_table(tmp_path / "c.parquet", **{"image": pictures} | columns)
+    with pytest.raises(TwinflowError) as caught:
+        opened(tmp_path, streaming=streaming)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("1 of 3 entries of")
+    assert (
+        f"c.parquet: the shard cannot be read (unlike those of a.parquet, its columns are: {said}" in lines[1]
+    )
+    assert len(lines) == 3
+
+
+def test_shards_that_can_be_brought_together_are(tmp_path: Path) -> None:
+    """As ``datasets`` does it: fewer columns, another order, numbers of another width; or only those that are read."""
+    pictures = [{"bytes": png(2), "path": None}] * 2
+    write_table(tmp_path / "a.parquet", image=pictures, text=["a", "b"], n=pa.array([1, 2], pa.int32()))
+    write_table(
+        tmp_path / "b.parquet",
+        n=pa.array([1, 2]),
+        text=pa.array(["c", "d"], pa.large_string()),
+        image=pictures,
+    )
+    write_table(tmp_path / "c.parquet", text=["e", "f"], image=pictures)
+    assert captions(opened(tmp_path)) == ["a", "b", "c", "d", "e", "f"]
+    write_table(tmp_path / "d.parquet", text=["g", "h"], image=pictures, score=[1, 2])
+    chosen = {"columns": ["image", "text"]}
+    assert captions(opened(tmp_path, options=chosen))[-1] == "h"
+
+
+def test_the_shard_whose_values_do_not_fit_is_named(tmp_path: Path) -> None:
+    pictures = [{"bytes": png(2), "path": None}] * 2
+    write_table(tmp_path / "a.parquet", image=pictures, text=[1, 2])
+    write_table(tmp_path / "b.parquet", image=pictures, text=["1", "two"])
+    with pytest.raises(TwinflowError, match=r"b.parquet: .*text of string, there of int64"):
+        opened(tmp_path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from twinflow.data.captioned_files import Problem
 from twinflow.data.folder import OnError, describe_problems
+from twinflow.data.parquet_columns import ParquetColumns
 from twinflow.errors import TwinflowError
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,9 @@ def open_table(
     ``Dataset.save_to_disk`` wrote, or the name of a data set on the hub. ``options`` go to
     ``datasets.load_dataset`` (``name``, ``revision``, …).
 
-    Shards are checked as far as that is cheap: archives by the headers of all members, parquet by its footer.
-    Broken ones are one :class:`TwinflowError` that names them, or are logged and left out.
+    Shards are checked as far as that is cheap: archives by the headers of all members, parquet by its footer, which
+    also says whether its columns are those of the first shard. Broken ones are one :class:`TwinflowError` that names
+    them, or are logged and left out.
     """
     files = local_files(path)
     if files is None:
@@ -82,15 +84,20 @@ def open_table(
     if not sound:
         raise TwinflowError(f"{path} has no row")
     more: dict[str, Any] = {}
+    why = partial(why_unreadable_table, more=more)
+    if builder == "parquet":
+        columns = ParquetColumns(first=sound[0], chosen=(options or {}).get("columns"))
+        sound = _sound(path, sound, columns.why_clashing, on_error)
+        why = partial(columns.why_clashing, whole=True)
     try:
         return load(sound)
     except TwinflowError:
         if builder == "webdataset":
-            more = {"features": features_of(sound)}
+            more["features"] = features_of(sound)
             with suppress(TwinflowError):
                 return load(sound, **more)
         # Find the shard, to name it or to leave it out.
-        return load(_sound(path, sound, partial(why_unreadable_table, **more), on_error), **more)
+        return load(_sound(path, sound, why, on_error), **more)
 
 
 def local_files(path: str) -> list[Path] | None:
@@ -198,19 +205,12 @@ def _why_broken_archive(file: Path) -> str | None:
     return None
 
 
-def why_unreadable_table(file: Path, **more: Any) -> str | None:
-    """What is wrong with a shard, found by reading all of it."""
+def why_unreadable_table(file: Path, *, more: Mapping[str, Any]) -> str | None:
+    """What is wrong with a shard, found by reading all of it; ``more`` are arguments of ``datasets.load_dataset``."""
     try:
-        if file.suffix == ".parquet":
-            from pyarrow import parquet
-
-            for _ in parquet.ParquetFile(file).iter_batches():
-                pass
-        else:
-            name = glob.escape(str(file))
-            builder = BUILDERS[file.suffix]
-            for _ in _load(str(file), builder, split="train", streaming=True, data_files=name, **more):
-                pass
+        name, builder = glob.escape(str(file)), BUILDERS[file.suffix]
+        for _ in _load(str(file), builder, split="train", streaming=True, data_files=name, **more):
+            pass
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
