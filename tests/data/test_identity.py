@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pytest
 from PIL import Image
 
 from training.tiny import Colors, TinyPipeline
@@ -172,3 +173,33 @@ def test_a_models_identity_is_its_encoders(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in differences(before, red)] == ["call.image"]
     (tmp_path / "vae" / "model.safetensors").write_text("other")
     assert len(differences(red, identity(call={"height": 8, "image": Image.new("RGB", (2, 2), "red")}))) == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_pictures_that_a_table_names_are_contents(tmp_path: Path, kind: str) -> None:
+    """A picture in the place of another of its name makes a cache stale, as in a folder."""
+    (tmp_path / "pictures").mkdir()
+    names = ["pictures/a.png", "pictures/b.png", "pictures/missing.png"]
+    for name in names[:2]:
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    rows = datasets.Dataset.from_dict({"image": names, "text": ["a", "b", "c"]})
+    write_as = {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind]
+    write_as(str(tmp_path / f"table.{kind}"))
+    hashes = FileHashes()
+    settings = table(tmp_path / f"table.{kind}")
+    before = data_identity(settings, hashes=hashes)
+    assert before == data_identity(settings, hashes=FileHashes(hashes.known))
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "pictures" / "b.png")
+    (line,) = differences(before, data_identity(settings, hashes=FileHashes(hashes.known)))
+    assert line.startswith("contents.pictures/b.png: ")
+
+
+def test_tables_that_hold_their_pictures_are_not_read_for_their_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the first row: they may be large, and ``datasets`` would copy them."""
+    files = write_parquet(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "copies")
+    found = data_identity(table(tmp_path), hashes=FileHashes())
+    assert list(found["contents"]) == [file.name for file in files]
+    assert not [*(tmp_path / "copies").rglob("*.arrow")]

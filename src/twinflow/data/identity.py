@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.assets import locate
+from twinflow.data.buckets import Buckets
 from twinflow.data.captioned_files import (
     IMAGE_SUFFIXES,
     METADATA_FILE,
@@ -17,7 +18,9 @@ from twinflow.data.captioned_files import (
     list_captioned_files,
     visible_files,
 )
-from twinflow.data.shards import local_files, saved_files
+from twinflow.data.folder import OnError
+from twinflow.data.shards import local_files, open_table, saved_files
+from twinflow.data.table import Columns, RowReader
 from twinflow.errors import TwinflowError
 from twinflow.hub import hub_or_cache
 from twinflow.pipelines.checkpoint import Manifest, check_name
@@ -108,7 +111,8 @@ def pipeline_folder(path: str) -> Path:
 def data_identity(settings: Any, *, hashes: FileHashes) -> dict[str, Any]:
     """Of a data section: what it says, and the contents of its files.
 
-    Of a data set on the hub there is its name and revision alone.
+    Of a table that names its pictures by paths these are contents, too. Of a data set on the hub there is its name and
+    revision alone.
     """
     said = {key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE}
     if settings.kind in PREPARATION:
@@ -123,6 +127,7 @@ def data_identity(settings: Any, *, hashes: FileHashes) -> dict[str, Any]:
             return said | {"hub": path}
         if files == [place] and place.is_dir():
             files = saved_files(place)
+        files = [*files, *named_pictures(settings)]
     elif place.is_dir():
         files = captioned_contents(place, VIDEO_SUFFIXES if settings.kind == "video" else IMAGE_SUFFIXES)
     elif place.is_file():
@@ -142,6 +147,19 @@ def captioned_contents(folder: Path, suffixes: frozenset[str]) -> list[Path]:
         return [metadata, *(path for file in named for path in (file.path, file.source) if path is not None)]
     used = suffixes | {".txt"}
     return [folder / name for name in visible_files(folder) if name.suffix.lower() in used]
+
+
+def named_pictures(settings: Any) -> set[Path]:
+    """The files of pictures that a table names by paths. It is streamed, which copies nothing."""
+    if all(file.suffix == ".tar" for file in local_files(settings.path) or ()):  # they are in there
+        return set()
+    on_error: OnError = "raise" if settings.on_error == "stop" else "skip"
+    table = open_table(
+        settings.path, split=settings.split, streaming=True, on_error=on_error, options=settings.options
+    )
+    columns, buckets = Columns(**settings.columns.model_dump()), Buckets.fixed(1)
+    reader = RowReader.of(table, columns=columns, buckets=buckets, pictures=settings.pictures)
+    return reader.files(table.rows)
 
 
 def differences(former: Any, present: Any, name: str = "") -> list[str]:

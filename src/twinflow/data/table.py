@@ -100,6 +100,15 @@ class RowReader:
         first: Mapping[str, Any] = next(iter(rows), {})
         return not any(isinstance(_stored(first, name), str) for name in names if name is not None)
 
+    def files(self, rows: Any) -> set[Path]:
+        """The pictures that ``rows`` name by paths, as far as they are there."""
+        if self.holds_pictures(rows):
+            return set()
+        names = [n for n in (self.columns.image, *self.columns.others, self.columns.source) if n is not None]
+        stored = (_stored(row, name) for row in rows for name in names)
+        places = {self._place(value) for value in stored if isinstance(value, str)}
+        return {place for place in places if place.is_file()}
+
     def captions(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         text = _value(row, self.columns.text)
         text = decoded(text, name="the caption") if isinstance(text, bytes) else text
