@@ -102,7 +102,6 @@ class _Autoencoder:
         return getattr(self._autoencoder, name)
 
 
-@torch.no_grad()
 def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
     """:class:`TwinflowError` for an argument in ``call`` that the call of ``pipe`` has not."""
     own = inspect.signature(type(pipe).__call__).parameters
@@ -112,6 +111,7 @@ def check_arguments(pipe: Any, call: Mapping[str, Any]) -> None:
             raise TwinflowError(f"{type(pipe).__name__} takes no {said}")
 
 
+@torch.no_grad()
 def run_stock(
     pipe: Any,
     prompts: Sequence[str],
