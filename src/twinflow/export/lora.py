@@ -28,7 +28,7 @@ from twinflow.hub import hub_or_cache
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
-from twinflow.pipelines.checkpoint import CONFIG_FILE, INDEX_FILE, LORA_PREFIX, METADATA_KEY
+from twinflow.pipelines.checkpoint import CONFIG_FILE, INDEX_FILE, LORA_PREFIX, METADATA_KEY, check_name
 from twinflow.pipelines.exported import Exported
 from twinflow.tensor_files import save_tensors
 
@@ -198,6 +198,8 @@ def _transformer_of(base: str | Path | nn.Module, stock: Any) -> nn.Module:
     if isinstance(base, nn.Module):
         return base
     folder = locate(base)
+    if not Path(folder).is_dir():
+        check_name(folder)
     try:
         with hub_or_cache(folder):
             return type(stock.transformer).from_pretrained(
