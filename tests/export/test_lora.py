@@ -135,7 +135,9 @@ def test_what_is_refused(tmp_path):
         to_lora(pipe, tmp_path, nfe=1, format="a1111")
     with pytest.raises(TwinflowError, match="the base is another transformer"):
         to_lora(pipe, tmp_path, nfe=1, base=FAMILIES["wan"].original.transformer)
-    with pytest.raises(TwinflowError, match="nowhere is not a folder or a model on the hub: there is no such folder"):
+    with pytest.raises(
+        TwinflowError, match="nowhere is not a folder or a model on the hub: there is no such folder"
+    ):
         to_lora(pipe, tmp_path, nfe=1, base=tmp_path / "nowhere")
     with pytest.raises(TwinflowError, match="trained a LoRA on its base"):
         to_lora(adapted("sana"), tmp_path, nfe=1, base=FAMILIES["sana"].original.transformer)
