@@ -80,7 +80,7 @@ def new_pipeline(arch: Architecture, *, seed: int = 0) -> Any:
             pooled_projection_dim=2 * arch.text_width,
             qk_norm="rms_norm",
         )
-        _start_as_zero(transformer)
+        start_as_zero(transformer)
         pipe: Any = StableDiffusion3Pipeline(
             transformer=transformer,
             vae=vae,
@@ -167,7 +167,7 @@ def _silent_t5(width: int) -> dict[str, Any]:
     return {"tokenizer_3": tokenizer, "text_encoder_3": encoder}
 
 
-def _start_as_zero(transformer: Any) -> None:
+def start_as_zero(transformer: Any) -> None:
     """adaLN-zero (arXiv 2212.09748): every block starts as the identity and the output as zero."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear) and (

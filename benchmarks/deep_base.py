@@ -1,0 +1,47 @@
+"""The embedded pipeline with a new, random transformer of other sizes, to train a base that is deep from the beginning.
+
+    python benchmarks/deep_base.py runs/start --layers 11 --width 96
+    twinflow train recipes/shapeworld_base.yaml model.path=runs/start train.steps=10000
+    twinflow train recipes/shapeworld_twinflow.yaml model.path=runs/shapeworld_base/pipeline train.steps=1600
+
+By default it has as many parameters as the embedded one, 4 layers of width 160, and nearly three times the depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
+
+from twinflow.assets import locate
+from twinflow.pipelines.new import start_as_zero
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--layers", type=int, default=11)
+    parser.add_argument("--width", type=int, default=96, help="a multiple of 32, the width of a head")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    pipe = DiffusionPipeline.from_pretrained(locate("shapeworld-tiny"))
+    head = pipe.transformer.config.attention_head_dim
+    torch.manual_seed(args.seed)
+    made = SD3Transformer2DModel.from_config(
+        pipe.transformer.config,
+        num_layers=args.layers,
+        num_attention_heads=args.width // head,
+        caption_projection_dim=args.width,
+    )
+    start_as_zero(made)
+    pipe.transformer = made.eval()
+    pipe.save_pretrained(args.output)
+    print(
+        f"{args.output}: {made.num_parameters() / 1e6:.2f} M parameters, {args.layers} layers of {args.width}"
+    )
+
+
+if __name__ == "__main__":
+    main()
