@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pages import fill, markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results/backbones.json", ROOT / "docs/backbones.md"
 STEPS = (1, 2, 4)
@@ -15,27 +17,29 @@ def table(rows: dict[str, Any]) -> str:
         *("family", "fields", "full", "LoRA", "draws", "bake,&nbsp;1/2/4", "in&nbsp;fp64", "LoRA&nbsp;file"),
         *("slim", "one&nbsp;file", "ComfyUI&nbsp;LoRA"),
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for name, row in rows.items():
         exact = max(row["bake_fp64"].values())
         bake = " / ".join(f"{row['bake'][str(nfe)]:.0e}" for nfe in STEPS)
         lines.append(
-            f"| `{name}` {row['pipeline'].removesuffix('Pipeline')} | {row['field']:.0e} | {_moved(row['full'])} | "
-            f"{_moved(row['lora'])} | {row['kind']} | {bake} | {exact:.0e} | {row['lora_file']:.0e} | "
-            f"{_slim(row['slim'])} | {_single(row['single_file'])} | {_comfyui(row['comfyui'])} |"
+            (
+                *(f"`{name}` {row['pipeline'].removesuffix('Pipeline')}", f"{row['field']:.0e}"),
+                *(_moved(row["full"]), _moved(row["lora"]), row["kind"], bake, f"{exact:.0e}"),
+                *(f"{row['lora_file']:.0e}", _slim(row["slim"]), _single(row["single_file"])),
+                _comfyui(row["comfyui"]),
+            )
         )
-    return "\n".join(lines)
+    return markdown(heads, lines)
 
 
 def sizes(rows: dict[str, Any]) -> str:
-    lines = ["| model | parameters | slim | |", "|---|---|---|---|"]
     real = [row["slim"]["real"] for row in rows.values() if "real" in row["slim"]]
+    lines = []
     for size in sorted(real, key=lambda size: size["kept"] / size["parameters"]):
         share = 1 - size["kept"] / size["parameters"]
-        lines.append(
-            f"| {size['model']} | {size['parameters'] / 1e9:.2f} B | {size['kept'] / 1e9:.2f} B | -{share:.1%} |"
-        )
-    return "\n".join(lines)
+        whole, kept = f"{size['parameters'] / 1e9:.2f} B", f"{size['kept'] / 1e9:.2f} B"
+        lines.append((size["model"], whole, kept, f"-{share:.1%}"))
+    return markdown(("model", "parameters", "slim", ""), lines)
 
 
 def _moved(run: dict[str, Any]) -> str:
@@ -60,9 +64,4 @@ def _comfyui(row: dict[str, Any]) -> str:
 
 
 def write_docs(rows: dict[str, Any]) -> None:
-    text = DOCS.read_text()
-    for mark, made in (("families", table(rows)), ("sizes", sizes(rows))):
-        before, rest = text.split(f"<!-- {mark} -->", 1)
-        _, after = rest.split(f"<!-- /{mark} -->", 1)
-        text = f"{before}<!-- {mark} -->\n{made}\n<!-- /{mark} -->{after}"
-    DOCS.write_text(text)
+    fill(DOCS, families=table(rows), sizes=sizes(rows))

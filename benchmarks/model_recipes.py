@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import fill, markdown
 
 from twinflow.config import load_recipe
 from twinflow.planner import gpu_named, plan_recipe
 from twinflow.planner.plan import size
 from twinflow.planner.tables import duration
+from twinflow.quantities import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES, DOCS = ROOT / "recipes" / "models", ROOT / "docs" / "guides" / "models.md"
@@ -54,21 +56,20 @@ PLACES = {
 def table(rows: dict[str, Any]) -> str:
     """What docs/guides/models.md shows of the results."""
     heads = ("recipe", "trained", "GPUs", "peak of each", "pictures a step", "steps", "floor of the run")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, row in rows.items():
-        host = f", and {size(row['host'])} of the host" if row["host"] else ""
-        lines.append(
-            f"| `{name}` | {row['trained'] / 1e9:.3g} B of {row['parameters'] / 1e9:.3g} B | "
-            f"{row['gpus']} x {row['gpu']} | {size(row['peak'])} of {size(row['available'])}{host} | {row['rows']} | "
-            f"{row['steps']:,} | {duration(row['run_seconds'])} |"
-        )
-    return "\n".join(lines)
+    return markdown(heads, (cells(name, row) for name, row in rows.items()))
 
 
-def write_docs(rows: dict[str, Any]) -> None:
-    before, rest = DOCS.read_text().split("<!-- table -->", 1)
-    _, after = rest.split("<!-- /table -->", 1)
-    DOCS.write_text(f"{before}<!-- table -->\n{table(rows)}\n<!-- /table -->{after}")
+def cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    host = f", and {size(row['host'])} of the host" if row["host"] else ""
+    return (
+        f"`{name}`",
+        f"{parameters(row['trained'], digits=3)} of {parameters(row['parameters'], digits=3)}",
+        f"{row['gpus']} x {row['gpu']}",
+        f"{size(row['peak'])} of {size(row['available'])}{host}",
+        f"{row['rows']}",
+        f"{row['steps']:,}",
+        duration(row["run_seconds"]),
+    )
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
         )
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.json == RESULTS:
-        write_docs(rows)
+        fill(DOCS, table=table(rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
 from twinflow.errors import TwinflowError
@@ -19,38 +18,10 @@ from twinflow.lab.steps import probe_steps, steps_within
 from twinflow.objectives import DMD2, ProgressiveDistillation
 from twinflow.objectives.presets import preset
 
+from .comparisons import METHODS, comparison
 from .outcomes import outcome
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-METHODS = {
-    "twinflow": {"objective": {"name": "twinflow", "teacher": "self", "guidance": 0.6}},
-    "dmd2": {"objective": {"name": "dmd2", "guidance": 1.5, "critic_steps": 1, "times": [1.0, 0.5]}},
-    "progressive": {
-        "objective": {"name": "progressive_distillation", "start_steps": 2},
-        "sampler": {"style": "any"},
-    },
-}
-
-
-def comparison(tmp_path: Path, **changes: Any) -> Path:
-    raw = {
-        "run": {
-            "model": {"path": "shapeworld-tiny"},
-            "data": {"kind": "shapeworld", "length": 12, "encode_batch": 12},
-            "train": {"batch": 4},
-            "log": {"every": 1, "tensorboard": False},
-        },
-        "methods": METHODS,
-        "budget": {"unit": "images", "amount": 12},
-        "seeds": [0, 1],
-        "evaluation": {"images_per_task": 1, "nfe": [1, 2], "base_nfe": 4},
-        "output": str(tmp_path / "lab"),
-        "sizes": {"small": ["budget.amount=8"]},
-        **changes,
-    }
-    file = tmp_path / "lab.yaml"
-    file.write_text(yaml.safe_dump(raw, sort_keys=False))
-    return file
 
 
 @pytest.mark.slow
@@ -230,56 +201,6 @@ def test_a_method_is_the_same_when_a_preset_names_its_settings() -> None:
     assert not _same_method(named, written | {"recipe": {"optimizer": {"lr": 1e-3}}})
     assert not _same_method(named, {"objective": {"name": "twinflow", "preset": "paper"}, "recipe": {}})
     assert not _same_method({"objective": {"name": "no longer there"}, "recipe": {}}, named)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"methods": {}}, r"methods = \{\} is not allowed: dictionary should have at least 1 item"),
-        ({"methods": {"base": METHODS["dmd2"]}}, r"methods\.base can't be"),
-        ({"methods": {"a": {"objective": {"name": "gan"}}}}, "gan"),
-        ({"methods": {"a": {"objective": {"name": "dmd", "guidanc": 1.0}}}}, "guidanc"),
-        (
-            {"methods": {"a": {"objektive": {}}}},
-            r"methods.a.objective is missing: the comparison must set it",
-        ),
-        (
-            {"methods": {"a": {"objective": {"name": "dmd"}, "recipes": {}}}},
-            r"methods.a.recipes is not a comparison key \(did you mean 'recipe'\?\); allowed in methods.a: objective",
-        ),
-        (
-            {"budget": {"unit": "hours", "amount": 1}},
-            r"budget.unit = 'hours' is not allowed: input should be",
-        ),
-        ({"budget": {"unit": "steps", "amount": 0}}, r"budget.amount = 0 is not allowed: input should be"),
-        (
-            {"budget": {"unit": "steps", "amuont": 1}},
-            r"budget.amuont is not a comparison key \(did you mean 'am",
-        ),
-        ({"seeds": []}, r"seeds = \[\] is not allowed: list should have at least 1 item"),
-        ({"search": {"keys": {"optimizer.lr": [-1.0]}}}, r"optimizer\.lr"),
-        ({"extra": 1}, r"extra is not a comparison key; allowed in a comparison: run, methods, budget"),
-    ],
-)
-def test_what_is_wrong_is_named_before_anything_runs(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(TwinflowError, match=message):
-        load_lab(comparison(tmp_path, **changes))
-
-
-def test_unknown_sizes_and_files(tmp_path: Path) -> None:
-    with pytest.raises(TwinflowError, match="'huge' is not in .*small"):
-        load_lab(comparison(tmp_path), size="huge")
-    with pytest.raises(TwinflowError, match="there is no comparison"):
-        load_lab(tmp_path / "nowhere.yaml")
-    with pytest.raises(TwinflowError, match="'small' is not an override: write key=value"):
-        load_lab(comparison(tmp_path), ["small"])
-    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(TwinflowError, match="is not a readable comparison"):
-        load_lab(tmp_path / "picture.yaml")
-    assert load_lab(comparison(tmp_path), ["budget.amount=7"], size="small").budget.amount == 7
-    assert load_lab(comparison(tmp_path), size="small").budget.amount == 8
 
 
 def test_the_leaderboard_is_the_mean_over_seeds_without_the_diverged(tmp_path: Path) -> None:

@@ -24,13 +24,11 @@ from twinflow.objectives.dmd2 import DMD2
 from twinflow.planner import GPUS, Backbone, Planner, find_remedies, gpu_named, plan_recipe, recipe_for
 from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
-from twinflow.planner.plan import size
 from twinflow.planner.prediction import check_fits
 from twinflow.planner.remedies import _candidates, _planned
 from twinflow.planner.schedule import Schedule, count_steps
 from twinflow.planner.setup import Setup
-from twinflow.planner.tables import duration, memory_table, model_table, time_table
-from twinflow.quantities import operations, parameters
+from twinflow.planner.tables import memory_table, model_table, time_table
 from twinflow.recipes.sections import Ema, Lora, Parallel
 
 from .setups import setup
@@ -250,19 +248,6 @@ def test_the_embedded_model_is_planned_from_its_folder() -> None:
     slow = replace(plan, gpu=replace(plan.gpu, bf16=float("nan"), fp32=float("nan")))
     assert "s a step" in plan.summary()
     assert "nan" not in slow.summary()
-
-
-def test_figures_are_read_at_every_size() -> None:
-    assert [parameters(n) for n in (0, 340, 2720, 822_400, 3_629_300, 20_430_401_088)] == [
-        *("0", "340", "2.72 k", "822.4 k", "3.629 M", "20.43 B")
-    ]
-    assert [operations(n) for n in (12, 2.31e9, 18.62e12, 2.145e15)] == [
-        *("12 FLOP", "2.31 GFLOP", "18.62 TFLOP", "2.145 PFLOP")
-    ]
-    assert [duration(n) for n in (2e-5, 0.0734, 0.111, 59, 61, 7200)] == [
-        *("0.02 ms", "73.4 ms", "0.111 s", "59 s", "1.0 min", "2 h 0 min")
-    ]
-    assert [size(n) for n in (0, 1000, 2**20, 61.2 * 2**30)] == ["0.0 KiB", "1.0 KiB", "1.0 MiB", "61.2 GiB"]
 
 
 def test_sizes_are_those_of_the_data() -> None:

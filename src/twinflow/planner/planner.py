@@ -27,7 +27,7 @@ from twinflow.training.optim import update_bytes
 from twinflow.training.parallel import check_context, not_divided, not_sharded, shard_count
 
 MACHINE = 8  # GPUs, where nothing is said
-_ROWS = 64  # that every autoencoder and patch divides
+_MULTIPLE = 64  # pixels that every autoencoder and patch divides
 
 
 class Planner:
@@ -91,7 +91,7 @@ class Planner:
             return plain
         # A source picture brings tokens of its own: to the transformer it is as if the picture were so much higher.
         area = self.backbone.source_area
-        source = setup.height if area is None else math.ceil(area / setup.width / _ROWS) * _ROWS
+        source = setup.height if area is None else math.ceil(area / setup.width / _MULTIPLE) * _MULTIPLE
         return self._call(setup, height=setup.height + source)
 
     def _call(self, setup: Setup, *, height: int) -> Call:
