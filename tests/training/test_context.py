@@ -107,13 +107,13 @@ def test_numbers_that_do_not_divide() -> None:
     [
         ({"objective": {"name": "dmd2"}}, "trains or keeps other networks"),
         ({"objective": {"name": "mean_flow", "guidance": 0.0}}, "differentiates calls"),
-        ({"train": {"compile": True}}, "train.compile = true: set that to false"),
+        ({"train": {"compile": True}}, "train.compile: set that to false"),
         ({"model": {"part": "autoencoder", "path": "tiny"}}, "model.part = 'autoencoder' has no tokens"),
     ],
 )
 def test_what_can_not_be_divided(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, parallel={"context": 2}, **sections)
-    reason = not_divided(recipe.model, recipe.build_objective(), compiled=recipe.train.compile)
+    reason = not_divided(recipe.model, recipe.build_objective(), compiled=bool(recipe.train.compile))
     with pytest.raises(
         TwinflowError, match=rf"parallel.context = 2: .*{message}.*or set parallel.context to 1"
     ):

@@ -114,7 +114,8 @@ class Train(Section):
     accumulate: AtLeastOne = 1  # forwards per optimiser step
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over the weights as they are stored
-    compile: bool = False
+    # torch.compile: true, the network as one graph; "blocks", its repeated blocks, which share one that is soon made.
+    compile: bool | Literal["blocks"] = False
     gradient_checkpointing: bool = False  # less memory: activations inside blocks are computed twice
     # Keep what recomputation starts from on the host (pinned), not on the device: less memory, more traffic.
     offload: bool = False

@@ -160,7 +160,7 @@ def place_of(recipe: Recipe, objective: Objective) -> Processes:
     check_context(
         count,
         world=processes.world_size,
-        reason=not_divided(recipe.model, objective, compiled=recipe.train.compile),
+        reason=not_divided(recipe.model, objective, compiled=bool(recipe.train.compile)),
     )
     return replace(processes, context=count)
 
@@ -194,7 +194,7 @@ def not_divided(model: Model, objective: Objective, *, compiled: bool) -> str:
     if not _calls_by_roles(objective):
         return f"{name} differentiates calls in ways that divided ones can't: use another objective"
     if compiled:
-        return "it was never run with train.compile = true: set that to false"
+        return "it was never run with train.compile: set that to false"
     return ""
 
 

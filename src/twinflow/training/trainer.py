@@ -17,6 +17,7 @@ from twinflow.objectives import STUDENT, Field, Objective, Phase
 from twinflow.pipelines.context import check_network, divide_tokens
 from twinflow.training.accountant import Accountant, Budget, Holdings
 from twinflow.training.averages import Averages
+from twinflow.training.compiling import compile_networks
 from twinflow.training.ema import trained_parameters
 from twinflow.training.feed import Feed
 from twinflow.training.fields import Fields
@@ -146,8 +147,7 @@ class Trainer:
         )
         if sharing > 1:
             divide_tokens([network, *self.averages.copies()], count=sharing, device=self.device)
-        if recipe.train.compile:
-            network.compile()
+        compile_networks([network, *self.averages.copies()], how=recipe.train.compile)
         if recipe.data.cache and self.device.type == "cuda":
             leave_device(
                 self.pipe, keep=("transformer",) if self.previewer is None else ("transformer", "vae")
