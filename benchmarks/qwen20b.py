@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from twinflow.data.loader import EncodedBatch
-from twinflow.objectives import STUDENT, Phase, RowLog, Step, TwinFlow
+from twinflow.objectives import STUDENT, FlowMatching, Objective, Phase, RowLog, Step, TwinFlow
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.target_time import attach_target_time, times
 from twinflow.planner import Backbone, Planner, Setup, gpu_named
@@ -101,6 +101,14 @@ class ReferenceCalls(TwinFlow):
         return Step(loss=loss, losses={}, metrics={}, rows=log)
 
 
+def objective_of(schedule: str) -> Any:
+    """ "twinflow"; "reference", the calls of the released code; or "flow_matching", whose targets stand still."""
+    if schedule == "flow_matching":
+        return FlowMatching(time={"kind": "uniform"})
+    kind = TwinFlow if schedule == "twinflow" else ReferenceCalls
+    return kind(teacher="self", guidance=0.5, time={"kind": "uniform"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One measurement of the step."""
@@ -130,15 +138,14 @@ def start_anew(device: torch.device) -> None:
 
 
 def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any]:
-    """Some steps on a fixed batch, by the schedule "twinflow" or "reference": seconds, peak, losses, and the plan."""
+    """Some steps on a fixed batch, by one of :func:`objective_of`: seconds, peak, losses, and the plan."""
     start_anew(device)
     config = TINY if options.tiny else {"num_layers": options.layers}
     freeze = MODULATION if options.freeze_modulation else ()
     channels, spatial = (4, 8) if options.tiny else (16, 8)
     size = 128 if options.tiny else options.size
     text = 32 if options.tiny else options.text_tokens
-    kind = TwinFlow if schedule == "twinflow" else ReferenceCalls
-    objective = kind(teacher="self", guidance=0.5, time={"kind": "uniform"})
+    objective = objective_of(schedule)
     settings = Optimizer(name=options.optimizer, lr=options.lr, in_backward=True, clip=None)  # type: ignore[arg-type]
 
     plan = predict(options, config, objective, settings, freeze, channels, spatial, size, text)
@@ -241,7 +248,7 @@ def build(config: dict[str, Any], device: torch.device) -> Any:
 def predict(
     options: Case,
     config: dict[str, Any],
-    objective: TwinFlow,
+    objective: Objective,
     settings: Optimizer,
     freeze: tuple[str, ...],
     channels: int,
@@ -270,5 +277,6 @@ def predict(
         width=size,
         text_tokens=text,
     )
-    # The schedule of the reference differs in rows without gradient, which set no peak.
-    return Planner(backbone, TwinFlow(teacher="self", guidance=0.5)).plan(setup, gpu_named(options.gpu))
+    if isinstance(objective, ReferenceCalls):  # it differs in rows without gradient, which set no peak
+        objective = objective_of("twinflow")
+    return Planner(backbone, objective).plan(setup, gpu_named(options.gpu))
