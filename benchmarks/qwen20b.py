@@ -10,18 +10,20 @@ import gc
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from twinflow.data.loader import EncodedBatch
-from twinflow.objectives import STUDENT, FlowMatching, Objective, Phase, RowLog, Step, TwinFlow
+from twinflow.objectives import STUDENT, FlowMatching, Phase, RowLog, Step, TwinFlow
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.target_time import attach_target_time, times
 from twinflow.planner import Backbone, Planner, Setup, gpu_named
 from twinflow.planner.sources import Compression
 from twinflow.recipes.sections import Ema, Optimizer
+from twinflow.training.compiling import compile_networks
 from twinflow.training.ema import trained_parameters
 from twinflow.training.finite import FiniteGuard
 from twinflow.training.networks import Trained
@@ -29,7 +31,7 @@ from twinflow.training.parallel import Replicated
 from twinflow.training.processes import Processes
 from twinflow.training.step import OptimizerStep
 
-GiB = 2**30
+GiB, SPATIAL = 2**30, 8
 MODULATION = ("*.img_mod.*", "*.txt_mod.*")
 TINY: dict[str, Any] = {
     "in_channels": 16,
@@ -43,10 +45,10 @@ TINY: dict[str, Any] = {
 
 
 class Clock:
-    """Seconds by phase; the device is waited for at each border."""
+    """Seconds by phase while ``on``, as the device is waited for at each border, which takes time itself."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict[str, float]()
+        self.device, self.seconds, self.on = device, dict[str, float](), False
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -55,6 +57,9 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Any:
+        if not self.on:
+            yield
+            return
         start = self.now()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
@@ -117,7 +122,7 @@ class Case:
     size: int = 512  # pixels a side
     batch: int = 4
     text_tokens: int = 256
-    steps: int = 5  # the first two are not timed
+    steps: int = 5  # the first two are not timed, the last is by phase
     lr: float = 1e-5
     freeze_modulation: bool = False
     offload: bool = False  # block boundaries to pinned host memory
@@ -126,6 +131,30 @@ class Case:
     layers: int = 60
     gpu: str = "h100-80"  # for the prediction
     tiny: bool = False  # a small network, on the CPU
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return TINY if self.tiny else {"num_layers": self.layers}
+
+    @property
+    def settings(self) -> Optimizer:
+        return Optimizer(name=self.optimizer, lr=self.lr, in_backward=True, clip=None)  # type: ignore[arg-type]
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        return MODULATION if self.freeze_modulation else ()
+
+    @property
+    def channels(self) -> int:
+        return 4 if self.tiny else 16
+
+    @property
+    def pixels(self) -> int:
+        return 128 if self.tiny else self.size
+
+    @property
+    def text(self) -> int:
+        return 32 if self.tiny else self.text_tokens
 
 
 def start_anew(device: torch.device) -> None:
@@ -140,31 +169,23 @@ def start_anew(device: torch.device) -> None:
 def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any]:
     """Some steps on a fixed batch, by one of :func:`objective_of`: seconds, peak, losses, and the plan."""
     start_anew(device)
-    config = TINY if options.tiny else {"num_layers": options.layers}
-    freeze = MODULATION if options.freeze_modulation else ()
-    channels, spatial = (4, 8) if options.tiny else (16, 8)
-    size = 128 if options.tiny else options.size
-    text = 32 if options.tiny else options.text_tokens
     objective = objective_of(schedule)
-    settings = Optimizer(name=options.optimizer, lr=options.lr, in_backward=True, clip=None)  # type: ignore[arg-type]
-
-    plan = predict(options, config, objective, settings, freeze, channels, spatial, size, text)
+    plan = predict(options, "twinflow" if schedule == "reference" else schedule)  # it differs in no peak
     started = time.perf_counter()
-    transformer = build(config, device)
-    freeze_parameters(transformer, [*freeze, *plan.profile.dead])
+    transformer = build(options.config, device)
+    freeze_parameters(transformer, [*options.freeze, *plan.profile.dead])
     transformer.train()  # diffusers checkpoints in training mode only; there is no dropout
     if options.checkpointing:
         transformer.enable_gradient_checkpointing()
     if options.compile:
-        for block in transformer.transformer_blocks:
-            block.compile(dynamic=False)
+        compile_networks([transformer], how="blocks")
     parameters = trained_parameters(transformer)
-    student = Trained.of(transformer, settings)
+    student = Trained.of(transformer, options.settings)
     optimizers = student.optimizers
     clock = Clock(device)
     build_seconds = clock.now() - started
 
-    side = size // spatial // 2
+    side = options.pixels // SPATIAL // 2
     generator = Generator().manual_seed(0)
     step = OptimizerStep(
         field=QwenField(transformer, side=side, clock=clock),
@@ -178,25 +199,24 @@ def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any
         clip=None,
         offload=[transformer] if options.offload else None,
     )
-    x = torch.randn(options.batch, side * side, channels * 4, device=device)
+    x = torch.randn(options.batch, side * side, options.channels * 4, device=device)
     width = transformer.config.joint_attention_dim
-    cond = torch.randn(options.batch, text, width, device=device, dtype=torch.bfloat16)
+    cond = torch.randn(options.batch, options.text, width, device=device, dtype=torch.bfloat16)
     seed, state = generator.get_state(), objective.state_dict()
     losses, seconds = [], []
-    phases: dict[str, float] = {}
     for number in range(options.steps):
         generator.set_state(seed)  # the same batch, roles and noise again: the loss must fall
         objective.load_state_dict(state)
-        clock.seconds = {}
+        clock.on = number == options.steps - 1
         start = clock.now()
         batch = EncodedBatch(x=x, cond=cond, uncond=cond[:1] * 0)
         results, norm = step(number + 1, [batch], phase=Phase(), count=1, lr=options.lr)
         total = clock.now() - start
         losses.append(float(results[0].loss.detach()))
-        if number >= min(2, options.steps - 1):
-            seconds.append(total)
+        if clock.on:
             clock.seconds["backward and update"] = total - sum(clock.seconds.values())
-            phases = {name: phases.get(name, 0.0) + value for name, value in clock.seconds.items()}
+        elif number >= min(2, options.steps - 2):
+            seconds.append(total)
     median = sorted(seconds)[len(seconds) // 2]
     work = plan.profile.step_flops
     if schedule == "reference":  # its own rows: 4.75 a row without gradient
@@ -204,7 +224,7 @@ def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any
     found: dict[str, Any] = {
         "schedule": schedule,
         "optimizer": options.optimizer,
-        "size": size,
+        "size": options.pixels,
         "batch": options.batch,
         "checkpointing": options.checkpointing,
         "offload": options.offload,
@@ -214,7 +234,7 @@ def measure(options: Case, schedule: str, device: torch.device) -> dict[str, Any
         "trained": sum(p.numel() for p in parameters.values()),
         "build_seconds": build_seconds,
         "step_seconds": median,
-        "phase_seconds": {name: value / len(seconds) for name, value in phases.items()},
+        "phase_seconds": clock.seconds,
         "tflops_per_second": work / median / 1e12,
         "losses": losses,
         "gradient_norm": float(norm),
@@ -245,38 +265,27 @@ def build(config: dict[str, Any], device: torch.device) -> Any:
     return transformer
 
 
-def predict(
-    options: Case,
-    config: dict[str, Any],
-    objective: Objective,
-    settings: Optimizer,
-    freeze: tuple[str, ...],
-    channels: int,
-    spatial: int,
-    size: int,
-    text: int,
-) -> Any:
+@cache
+def predict(options: Case, schedule: str) -> Any:
     """What ``twinflow plan`` says of the same step."""
     from diffusers import QwenImageTransformer2DModel
 
     backbone = Backbone(
         name="qwen-image",
         kind=QwenImageTransformer2DModel,
-        config=config,
-        compression=Compression(channels=channels, spatial=spatial),
+        config=options.config,
+        compression=Compression(channels=options.channels, spatial=SPATIAL),
     )
     setup = Setup(
         batch=options.batch,
         steps=1,
-        optimizer=settings,
+        optimizer=options.settings,
         ema=Ema(decay=0),
         checkpointing=options.checkpointing,
         offload=options.offload,
-        freeze=freeze,
-        height=size,
-        width=size,
-        text_tokens=text,
+        freeze=options.freeze,
+        height=options.pixels,
+        width=options.pixels,
+        text_tokens=options.text,
     )
-    if isinstance(objective, ReferenceCalls):  # it differs in rows without gradient, which set no peak
-        objective = objective_of("twinflow")
-    return Planner(backbone, objective).plan(setup, gpu_named(options.gpu))
+    return Planner(backbone, objective_of(schedule)).plan(setup, gpu_named(options.gpu))

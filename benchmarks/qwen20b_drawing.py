@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from qwen20b import TINY, Case, Clock, QwenField, build, start_anew
+from qwen20b import Case, Clock, QwenField, build, start_anew
 from torch import Tensor, nn
 
 from twinflow.pipelines.slim import replace_by_constants
@@ -33,17 +33,17 @@ def latency(options: Case, device: torch.device, *, calls: int = 10) -> dict[str
 
 def _drawing(options: Case, device: torch.device, clock: Clock, seconds: Any) -> dict[str, Any]:
     start_anew(device)
-    config = TINY if options.tiny else {"num_layers": options.layers}
-    size, text = (128, 32) if options.tiny else (options.size, options.text_tokens)
-    side = size // 16
-    transformer = build(config, device).eval()
+    size, side = options.pixels, options.pixels // 16
+    transformer = build(options.config, device).eval()
     # Of a new network all modulations and the last layer say nothing: as a trained one, it does something.
     for parameter in transformer.parameters():
         if not parameter.any():
             parameter.normal_(std=0.02)
     field = QwenField(transformer, side=side, clock=clock)
     x = torch.randn(1, side * side, transformer.config.in_channels, device=device)
-    cond = torch.randn(1, text, transformer.config.joint_attention_dim, device=device, dtype=torch.bfloat16)
+    cond = torch.randn(
+        1, options.text, transformer.config.joint_attention_dim, device=device, dtype=torch.bfloat16
+    )
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
 
     def draw() -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twinflow.recipes.sections import Optimizer
 from twinflow.training import optim_rounding
-from twinflow.training.fused import LEAST, Fused, each
+from twinflow.training.fused import Fused, each
 from twinflow.training.optim import Optimizers
 
 
@@ -36,13 +36,13 @@ def test_compiled_updates_are_the_same(name: str, monkeypatch: pytest.MonkeyPatc
     of bf16 weights, 2**-8 of them apart, and of codes, one apart."""
     from torch._dynamo.utils import counters
 
-    monkeypatch.setattr(optim_rounding, "CHUNK", LEAST)
+    monkeypatch.setattr(optim_rounding, "CHUNK", 1 << 16)
     plain, states = updated(name)
     monkeypatch.setattr(Fused, "everywhere", True)
     torch._dynamo.reset()
     counters.clear()
     weight, others = updated(name)
-    assert counters["stats"]["unique_graphs"] == {"adamw4bit": 1, "adafactor": 3}[name]
+    assert counters["stats"]["unique_graphs"] == {"adamw4bit": 2, "adafactor": 6}[name]  # a size, and any
     assert (weight != plain).float().mean() < 1e-3
     torch.testing.assert_close(weight, plain, rtol=2**-7, atol=1e-6)
     assert others.keys() == states.keys()
@@ -68,7 +68,7 @@ def test_what_can_not_be_compiled_is_done_all_the_same(
 
     monkeypatch.setattr(Fused, "everywhere", True)
     monkeypatch.setattr(torch, "compile", broken)
-    fused, x = Fused(double), torch.ones(LEAST)
+    fused, x = Fused(double), torch.ones(3)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(fused((2.0,), x), 2 * x)
         assert torch.equal(fused((3.0,), x), 3 * x)

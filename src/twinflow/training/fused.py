@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 logger = logging.getLogger(__name__)
-LEAST = 1 << 16  # elements; less is done before a compiled call has begun
 Numbers = (
     tuple[float, ...] | Tensor
 )  # the tensor (N,) fp32, so that another learning rate compiles nothing anew
@@ -23,7 +22,7 @@ Numbers = (
 
 class Fused:
     """``work(numbers, tensor, …)``, a function of tensors that changes none of them; compiled where ``tensor`` is on a
-    GPU and large. The second size that comes makes a kernel of any size. What can't be compiled (no compiler, say) is
+    GPU. The second size that comes makes a kernel of any size. What can't be compiled (no compiler, say) is
     done as it is written, with a warning.
     """
 
@@ -36,8 +35,8 @@ class Fused:
         self._failed = False
 
     def __call__(self, numbers: tuple[float, ...], tensor: Tensor, *others: Any) -> Any:
-        wanted = (tensor.is_cuda or self.everywhere) and tensor.numel() >= LEAST
-        if not wanted or self._failed or is_in_torch_dispatch_mode():  # which counts operations, say
+        here = tensor.is_cuda or self.everywhere
+        if not here or self._failed or is_in_torch_dispatch_mode():  # which counts operations, say
             return self.work(numbers, tensor, *others)
         if self._compiled is None:
             self._compiled = torch.compile(self.work, fullgraph=True)

@@ -14,7 +14,7 @@ from twinflow.recipes.sections import Optimizer as Settings
 from twinflow.training.optim_adafactor import Adafactor
 from twinflow.training.optim_in_backward import InBackward, blockwise
 from twinflow.training.optim_low_bit import LowBitAdamW
-from twinflow.training.optim_rounding import CHUNK, UPDATE_BYTES, RoundingOptimizer
+from twinflow.training.optim_rounding import GPU_CHUNK, UPDATE_BYTES, RoundingOptimizer
 from twinflow.training.shards import Cut
 
 LOW_BITS = {"adamw8bit": 8, "adamw4bit": 4}
@@ -128,9 +128,9 @@ def state_bytes(settings: Settings, shape: Sequence[int], dtype: torch.dtype, *,
 
 
 def update_bytes(settings: Settings, largest: int) -> int:
-    """Passing memory of an update whose largest parameter has so many elements."""
+    """Passing memory of an update on a GPU whose largest parameter has so many elements."""
     if settings.name == "adafactor" or _bits(settings) is not None:
-        return min(largest, CHUNK) * UPDATE_BYTES
+        return min(largest, GPU_CHUNK) * UPDATE_BYTES
     return 0  # fused
 
 

@@ -66,7 +66,8 @@ class Adafactor(RoundingOptimizer):
         weight, g = parameter.view(rows, columns), gradient.reshape(rows, columns)
         new = 1 - min(group["beta2"], 1 - state["step"] ** -0.8)  # 1 in the first step: no bias to correct
         size = max(columns, 1)
-        parts = [slice(s.start // size, s.stop // size) for s in chunks(g.numel(), multiple=size)]
+        some = chunks(g.numel(), device=g.device, multiple=size)
+        parts = [slice(s.start // size, s.stop // size) for s in some]
         if "square" in state:
             square = state["square"].lerp_(g[0].float().square() + _TINY, new)
             row_scale, column_scale = torch.ones(1, device=g.device), square.rsqrt()

@@ -196,7 +196,7 @@ class LowBitAdamW(RoundingOptimizer):
         ]
         held = (_Held(codes[0]), _Held(codes[1]))
         tables = tuple(None if code is None else code.table(weight.device) for code in codes)
-        for part in chunks(g.numel(), multiple=self.first.block):
+        for part in chunks(g.numel(), device=g.device, multiple=self.first.block):
             rest = None if extra is None else extra[part]
             noise = self.rounding.noise(weight[part], rest, generator)
             stored = (_places(state, "moment", codes[0], part), _places(state, "root", codes[1], part))

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-CHUNK = 1 << 22  # elements of a weight that are updated together: bounds the fp32 copies that this takes
+# Elements of a weight that are updated together: bounds the fp32 copies that this takes. Of a GPU, which has made an
+# update of the smaller number before the host has asked for the next.
+CHUNK, GPU_CHUNK = 1 << 22, 1 << 25
 EXTRA = {8: torch.int8, 16: torch.int16}  # how so many extra bits are kept
 UPDATE_BYTES = 32  # of passing memory for each of these elements
 
@@ -138,7 +140,7 @@ def lerp_(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: 
         if not (average.is_contiguous() and weight.is_contiguous()):
             rounding.write(average, average.float().lerp_(weight.float(), share), generator)
             continue
-        for part in chunks(average.numel()):
+        for part in chunks(average.numel(), device=average.device):
             own, other = average.view(-1)[part], weight.view(-1)[part]
             rounding.write(own, own.float().lerp_(other.float(), share), generator)
 
@@ -146,7 +148,7 @@ def lerp_(averages: Mapping[str, Tensor], weights: Mapping[str, Tensor], share: 
 def _visit(average: Tensor, weight: Tensor, share: float, rounding: Rounding, generator: Generator) -> None:
     """:func:`lerp_` of one contiguous ``average`` where its ``weight`` is; the result is the same."""
     home, away = average.view(-1), weight.contiguous().view(-1)
-    for part in chunks(average.numel()):
+    for part in chunks(average.numel(), device=weight.device):
         own, other = home[part].to(weight.device, non_blocking=True), away[part]
         mixed = own.float().lerp_(other.float(), share)
         if average.dtype == torch.bfloat16:
@@ -235,8 +237,9 @@ class RoundingOptimizer(torch.optim.Optimizer):
         self.state[parameter] = new
 
 
-def chunks(count: int, *, multiple: int = 1) -> Iterator[slice]:
-    """Slices of ``range(count)``, of :data:`CHUNK` elements down to a multiple of ``multiple``."""
-    length = max(CHUNK // multiple, 1) * multiple
+def chunks(count: int, *, device: torch.device, multiple: int = 1) -> Iterator[slice]:
+    """Slices of ``range(count)``, of :data:`CHUNK` elements (on a GPU :data:`GPU_CHUNK`) down to a multiple of
+    ``multiple``."""
+    length = max((GPU_CHUNK if device.type == "cuda" else CHUNK) // multiple, 1) * multiple
     for start in range(0, count, length):
         yield slice(start, min(start + length, count))
