@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,11 @@ from twinflow.planner import Backbone, Planner, gpu_named
 from twinflow.planner.comparison import compare
 from twinflow.planner.hardware import GiB
 from twinflow.recipes.sections import Optimizer
+from twinflow.training.optim_rounding import GPU_CHUNK, UPDATE_BYTES
 
 from .setups import IN_BACKWARD, setup
 
+MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "gpu_20b.json").read_text())
 # Parameters without the target-time branch, and forward TFLOP of one row at 512 pixels and 256 text tokens, as
 # measured for docs/scaling.md on the real configurations by other means (the meta device, torch's FLOP counter).
 PUBLISHED = {
@@ -43,12 +47,14 @@ def test_published_models(name: str) -> None:
 
 @pytest.mark.slow
 def test_qwen_image_on_one_gpu() -> None:
-    """The simulation of all sixty blocks that docs/scaling.md reports gave 2.96, 1.25 and 38.4 GiB beyond weights."""
+    """The simulation of all sixty blocks that docs/scaling.md reports gave 2.96, 1.25 and 38.4 GiB beyond weights, with
+    updates of a few elements at a time: ours on a GPU have up to GPU_CHUNK, where no larger thing is alive."""
+    update = GPU_CHUNK * UPDATE_BYTES / GiB
     planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self"))
     start = setup("qwen-image", batch=4, checkpointing=True, optimizer=IN_BACKWARD)
     plan = planner.plan(start, gpu_named("h100-80"))
-    assert plan.profile.peak / GiB == pytest.approx(2.96, rel=0.06)
-    assert planner.profile(replace(start, offload=True)).peak / GiB == pytest.approx(1.25, rel=0.12)
+    assert 2.96 * 0.95 < plan.profile.peak / GiB < 2.96 + update
+    assert 1.25 * 0.95 < planner.profile(replace(start, offload=True)).peak / GiB < 1.25 + update
     ordinary = replace(start, optimizer=Optimizer(name="adamw4bit"))
     assert planner.profile(ordinary).peak / GiB == pytest.approx(38.4, rel=0.01)
     assert plan.allocated / GiB == pytest.approx(61.2, rel=0.01)
@@ -62,6 +68,24 @@ def test_qwen_image_on_one_gpu() -> None:
     three = compare(planner, plan)[1]
     assert three.peak > 2 * plan.peak * 0.9
     assert not three.fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [512, 1024])
+def test_plans_are_what_a_gpu_took(size: int) -> None:
+    """Peaks of ``benchmarks/gpu_20b.py`` on an H100. The allocator rounds up, and the plan's update has one size for
+    all optimisers."""
+    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self", guidance=0.5))
+    for name in ("adamw4bit", "adafactor"):
+        taken = MEASURED["cases"][f"{name}_{size}"]
+        settings = replace(
+            setup("qwen-image", batch=taken["batch"], checkpointing=True),
+            optimizer=Optimizer(name=name, in_backward=True, clip=None),  # type: ignore[arg-type]
+            height=size,
+            width=size,
+        )
+        plan = planner.plan(settings, gpu_named("h100-80"))
+        assert plan.allocated / GiB == pytest.approx(taken["allocated_gib"], rel=0.01), name
 
 
 def test_a_source_of_its_own_size_is_tokens_of_its_own() -> None:

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 # update of the smaller number before the host has asked for the next.
 CHUNK, GPU_CHUNK = 1 << 22, 1 << 25
 EXTRA = {8: torch.int8, 16: torch.int16}  # how so many extra bits are kept
-UPDATE_BYTES = 32  # of passing memory for each of these elements
+UPDATE_BYTES = 24  # of passing memory for each of these; an H100 took 22.6 for 4-bit AdamW, compiled
 
 
 def round_stochastically(value: Tensor, *, generator: Generator) -> Tensor:

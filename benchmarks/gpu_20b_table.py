@@ -1,0 +1,54 @@
+"""The table of docs/scaling.md of what gpu_20b.py has measured.
+
+python benchmarks/gpu_20b_table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pages import fill, markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, DOCS = ROOT / "benchmarks/results/gpu_20b.json", ROOT / "docs/scaling.md"
+NAMES = {
+    "adamw4bit_512": "4-bit AdamW, 512 px",
+    "adamw4bit_1024": "4-bit AdamW, 1024 px",
+    "adamw4bit_1024_compiled": "the same, `train.compile: blocks`",
+    "adafactor_512": "Adafactor, 512 px",
+    "adafactor_1024": "Adafactor, 1024 px",
+    "flow_matching_512": "flow matching, 4-bit AdamW, 512 px",
+}
+
+
+def table(cases: dict[str, Any]) -> str:
+    heads = ("step", "peak", "planned", "seconds", "floor", "TFLOP/s", "of the peak", "loss, first steps")
+    rows = [_row("TwinFlow, " * ("flow" not in label) + label, cases[name]) for name, label in NAMES.items()]
+    rows.insert(
+        1,
+        _row("the reference's calls, 4-bit AdamW, 512 px", cases["adamw4bit_512"]["reference"], losses=False),
+    )
+    return markdown(heads, rows)
+
+
+def _row(label: str, case: dict[str, Any], *, losses: bool = True) -> tuple[str, ...]:
+    return (
+        label.replace("TwinFlow, the same", "the same"),
+        f"{case['allocated_gib']:.1f} GiB",
+        f"{case['planned_allocated_gib']:.1f}",
+        f"{case['step_seconds']:.2f}",
+        f"{case['planned_floor_seconds']:.2f}" if losses else "",
+        f"{case['tflops_per_second']:.0f}",
+        f"{case['mfu']:.0%}",
+        ", ".join(f"{loss:.3f}" for loss in case["losses"]) if losses else "",
+    )
+
+
+def main() -> None:
+    fill(DOCS, measured=table(json.loads(RESULTS.read_text())["cases"]))
+
+
+if __name__ == "__main__":
+    main()
