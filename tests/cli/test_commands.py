@@ -129,6 +129,13 @@ def test_eval_writes_a_table_results_pictures_and_a_page(tmp_path: Path) -> None
     assert 'src="http' not in page  # one file, nothing fetched
     output = run("report", tmp_path)
     assert "report" in output
+    for name in ("a", "b"):  # two runs of one name
+        trained = tmp_path / name / "run"
+        trained.mkdir(parents=True)
+        (trained / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    run("report", tmp_path, "--run", tmp_path / "a" / "run", "--run", tmp_path / "b" / "run")
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"{name}/run" in page for name in ("a", "b"))
 
 
 def test_a_file_of_prompts_is_drawn_and_nothing_else(tmp_path: Path) -> None:

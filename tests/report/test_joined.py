@@ -106,6 +106,10 @@ def test_pictures_of_both_folders_are_found(folder, table, tmp_path_factory):
     )  # the same prompts and seeds of both are matched
     with pytest.raises(TwinflowError, match=r"no evaluation in .*a, b"):
         joined([home])
+    once, where = joined([home / "a", home / "b" / ".." / "a"])
+    assert (len(once.rows), where.resolve()) == (len(table.rows), (home / "a").resolve())
+    again, _ = joined([home / "a", home / "b", home / "a"])
+    assert again.rows == both.rows
 
 
 def test_a_file_that_is_no_table(tmp_path):

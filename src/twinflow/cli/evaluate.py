@@ -123,7 +123,12 @@ def report(
     from twinflow.report import print_table, write_report
     from twinflow.report.files import joined
 
-    losses = {path.name: path / "metrics.jsonl" for path in run or []}
+    runs = run or []
+    names = [path.resolve().name for path in runs]
+    losses = {  # of several of one name by the paths that were given
+        name if names.count(name) == 1 else str(path): path / "metrics.jsonl"
+        for name, path in zip(names, runs)
+    }
     for path in losses.values():
         if not path.is_file():
             raise TwinflowError(f"there is no training run in {path.parent}: {path.name} is missing")

@@ -53,10 +53,11 @@ def write_report(
 
 
 def joined(folders: Sequence[Path], *, mixed: bool = False) -> tuple[EvaluationTable, Path]:
-    """The tables of evaluations as one, and the folder that its pictures are relative to.
+    """The tables of evaluations as one, and the folder that its pictures are relative to. A folder counts once.
 
     ``TwinflowError`` for a folder without a table, and for tables of different protocols unless ``mixed``.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     tables = []
     for folder in folders:
         file = folder / TABLE
