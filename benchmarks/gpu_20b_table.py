@@ -24,25 +24,22 @@ NAMES = {
 
 
 def table(cases: dict[str, Any]) -> str:
-    heads = ("step", "peak", "planned", "seconds", "floor", "TFLOP/s", "of the peak", "loss, first steps")
-    rows = [_row("TwinFlow, " * ("flow" not in label) + label, cases[name]) for name, label in NAMES.items()]
+    heads = ("step", "peak, GiB (plan)", "seconds (floor)", "of the GPU", "loss, 5 steps")
+    rows = [_row(label, cases[name]) for name, label in NAMES.items()]
     rows.insert(
-        1,
-        _row("the reference's calls, 4-bit AdamW, 512 px", cases["adamw4bit_512"]["reference"], losses=False),
+        1, _row("the same, the released code's calls", cases["adamw4bit_512"]["reference"], losses=False)
     )
     return markdown(heads, rows)
 
 
 def _row(label: str, case: dict[str, Any], *, losses: bool = True) -> tuple[str, ...]:
+    floor = f" ({case['planned_floor_seconds']:.2f})" if losses else ""
     return (
-        label.replace("TwinFlow, the same", "the same"),
-        f"{case['allocated_gib']:.1f} GiB",
-        f"{case['planned_allocated_gib']:.1f}",
-        f"{case['step_seconds']:.2f}",
-        f"{case['planned_floor_seconds']:.2f}" if losses else "",
-        f"{case['tflops_per_second']:.0f}",
+        label,
+        f"{case['allocated_gib']:.1f} ({case['planned_allocated_gib']:.1f})",
+        f"{case['step_seconds']:.2f}{floor}",
         f"{case['mfu']:.0%}",
-        ", ".join(f"{loss:.3f}" for loss in case["losses"]) if losses else "",
+        f"{case['losses'][0]:.3f} to {case['losses'][-1]:.3f}" if losses else "",
     )
 
 
