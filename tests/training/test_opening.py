@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp._fully_shard import _fsdp_common
 
 from together import RESIDENT, run_together
 from twinflow.pipelines.absent import without_weights
@@ -22,11 +23,14 @@ from .same import assert_same_tensors
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read in /proc")
 def test_processes_open_a_network_together(tmp_path: Path) -> None:
     """Weights are those of an ordinary opening bit for bit, and a run is the same run (checked in the processes)."""
+    checks = list(CHECKS)
+    if not hasattr(_fsdp_common, "ShardPlacementResult"):
+        checks.remove("half")  # weights of several dtypes, which older versions of torch can't shard
     run_together(
         "training.opening_checks",
         world=2,
         folder=tmp_path,
-        arguments=list(CHECKS),
+        arguments=checks,
         seconds=600,
         environment=RESIDENT,
     )
