@@ -26,21 +26,25 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="a multiple of 32, the width of a head")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    count = make(args.output, layers=args.layers, width=args.width, seed=args.seed)
+    print(f"{args.output}: {count / 1e6:.2f} M parameters, {args.layers} layers of {args.width}")
+
+
+def make(output: Path, *, layers: int, width: int, seed: int = 0) -> int:
+    """Write the pipeline; the number of its transformer's parameters."""
     pipe = DiffusionPipeline.from_pretrained(locate("shapeworld-tiny"))
     head = pipe.transformer.config.attention_head_dim
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     made = SD3Transformer2DModel.from_config(
         pipe.transformer.config,
-        num_layers=args.layers,
-        num_attention_heads=args.width // head,
-        caption_projection_dim=args.width,
+        num_layers=layers,
+        num_attention_heads=width // head,
+        caption_projection_dim=width,
     )
     start_as_zero(made)
     pipe.transformer = made.eval()
-    pipe.save_pretrained(args.output)
-    print(
-        f"{args.output}: {made.num_parameters() / 1e6:.2f} M parameters, {args.layers} layers of {args.width}"
-    )
+    pipe.save_pretrained(output)
+    return made.num_parameters()
 
 
 if __name__ == "__main__":
