@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -206,3 +209,20 @@ def test_the_version_and_a_recipe_are_shown(tmp_path: Path) -> None:
     (tmp_path / "shown.yaml").write_text(run("train", tmp_path / "short.yaml", "train.batch=3", "--show"))
     assert load_recipe(tmp_path / "shown.yaml") == load_recipe(tmp_path / "short.yaml", ["train.batch=3"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch has no such segments")
+@pytest.mark.parametrize("own", [None, "max_split_size_mb:64"])
+def test_gpu_memory_grows_in_segments_unless_the_user_says_otherwise(own: str | None) -> None:
+    """Set before torch is imported, which reads it once."""
+    code = (
+        "import os, sys; from twinflow.cli import _let_memory_grow; assert 'torch' not in sys.modules; "
+        "_let_memory_grow(); print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    if own is not None:
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = own
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ("expandable_segments:True" if own is None else "None")

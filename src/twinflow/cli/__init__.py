@@ -13,6 +13,7 @@ from twinflow.cli import evaluate  # noqa: F401 - a module of commands registers
 def main() -> None:
     """Entry point: user errors print their message alone and exit with status 2."""
     _quiet()
+    _let_memory_grow()
     from twinflow.cli import (  # noqa: F401 - each puts its command on the app
         cache,
         copy_model,
@@ -46,6 +47,13 @@ def _quiet() -> None:
     # They tell of kernels for other machines than this.
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _let_memory_grow() -> None:
+    """Of a GPU, in segments that grow: calls of several sizes leave gaps between fixed ones, and plans count on none."""
+    own = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in own):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _escape(text: str) -> str:
