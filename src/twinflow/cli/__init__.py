@@ -50,7 +50,7 @@ def _quiet() -> None:
 
 
 def _let_memory_grow() -> None:
-    """Of a GPU, in segments that grow: calls of several sizes leave gaps between fixed ones, and plans count on none."""
+    """Of a GPU, in segments that grow: calls of several sizes leave gaps between fixed ones; plans count on none."""
     own = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
     if sys.platform == "linux" and not any(name in os.environ for name in own):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
