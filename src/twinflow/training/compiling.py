@@ -16,11 +16,14 @@ def compile_networks(networks: Iterable[nn.Module], *, how: bool | Literal["bloc
 
     ``True``: each as one graph, which is fastest and takes minutes to compile for a network of many blocks.
     ``"blocks"``: each repeated block; blocks that are alike share a graph, also those of an average and of a teacher.
-    :class:`TwinflowError` if a network has no repeated blocks.
+    A network without parameters calls another with other weights, and is compiled with that.
+    :class:`TwinflowError` if one has no repeated blocks.
     """
     if how is False:
         return
     for network in networks:
+        if next(network.parameters(), None) is None:
+            continue
         if how is True:
             network.compile()
             continue
