@@ -1,7 +1,4 @@
-"""The table of docs/scaling.md of what gpu_20b.py has measured.
-
-python benchmarks/gpu_20b_table.py
-"""
+"""The table of docs/scaling.md of what gpu_20b.py has measured: ``python benchmarks/gpu_20b_table.py``."""
 
 from __future__ import annotations
 
