@@ -52,7 +52,7 @@ def time_table(plan: Plan) -> Table:
     table.add_row("rows a step", f"{plan.rows}")
     table.add_row("floor of a step", seconds(plan.step_seconds))
     table.add_row(f"floor of {plan.setup.steps} steps", duration(plan.run_seconds))
-    table.add_row("a real step", "1.8 to 3.3 floors, where measured")  # an H100, 20 B: docs/scaling.md
+    table.add_row("a real step, of 20 B on an H100", "1.8 to 3.3 floors")  # benchmarks/results/gpu_20b.json
     return table
 
 
