@@ -102,6 +102,15 @@ def test_bad_values(good: Path, override: str, said: str) -> None:
         load_recipe(good, [override])
 
 
+@pytest.mark.parametrize("how", ["true", "blocks"])
+def test_autoencoders_are_not_compiled(good: Path, how: str) -> None:
+    """Inductor's code for them has gradients of zero before an upsampling."""
+    part = "model={path: a, part: autoencoder}"
+    with pytest.raises(TwinflowError, match=r"train.compile = (True|blocks): .* set train.compile to false"):
+        load_recipe(good, [part, f"train.compile={how}"])
+    load_recipe(good, [part])
+
+
 def test_mixed_velocities_without_unconditional_prompt(good: Path) -> None:
     mixed = ["objective={name: mean_flow, guidance_mix: 0.5}", "unconditional_prompt=null"]
     with pytest.raises(TwinflowError, match=r"objective.guidance_mix = 0.5 compares .*guidance_mix to 1"):

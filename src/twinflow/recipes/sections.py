@@ -263,6 +263,11 @@ class Recipe(Section):
                 f"model.freeze names parameters of the transformer, but model.part = {self.model.part!r} is trained: "
                 "leave it out"
             )
+        if self.train.compile and self.model.part == "autoencoder":
+            raise ValueError(  # seen on a CPU with torch 2.13; aot_eager is right, so it is Inductor's code
+                f"train.compile = {self.train.compile}: compiled, parts of an autoencoder before an upsampling get "
+                "gradients of zero, without an error: set train.compile to false"
+            )
         if self.optimizer.warmup_steps > self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} must not exceed "
