@@ -5,6 +5,13 @@
     twinflow train recipes/shapeworld_twinflow.yaml model.path=runs/shapeworld_base/pipeline train.steps=1600
 
 By default it has as many parameters as the embedded one, 4 layers of width 160, and nearly three times the depth.
+With ``--channels 4`` its autoencoder is new and random too, with latents of so many channels where the embedded one has
+16, and is trained first: a while with little noise, or it learns nothing, then with much.
+
+    twinflow train recipes/shapeworld_vae.yaml model.path=runs/start objective.noise=0.05 train.steps=1000 \\
+        optimizer.schedule=constant output=runs/vae_a
+    twinflow train recipes/shapeworld_vae.yaml model.path=runs/vae_a/pipeline objective.noise=0.3 \\
+        objective.spread=0.01 train.steps=3000 output=runs/vae
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SD3Transformer2DModel
 
 from twinflow.assets import locate
 from twinflow.pipelines.new import start_as_zero
@@ -24,19 +31,26 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--layers", type=int, default=11)
     parser.add_argument("--width", type=int, default=96, help="a multiple of 32, the width of a head")
+    parser.add_argument("--channels", type=int, help="of the latents of a new autoencoder")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    count = make(args.output, layers=args.layers, width=args.width, seed=args.seed)
+    count = make(args.output, layers=args.layers, width=args.width, channels=args.channels, seed=args.seed)
     print(f"{args.output}: {count / 1e6:.2f} M parameters, {args.layers} layers of {args.width}")
 
 
-def make(output: Path, *, layers: int, width: int, seed: int = 0) -> int:
+def make(output: Path, *, layers: int, width: int, channels: int | None = None, seed: int = 0) -> int:
     """Write the pipeline; the number of its transformer's parameters."""
     pipe = DiffusionPipeline.from_pretrained(locate("shapeworld-tiny"))
     head = pipe.transformer.config.attention_head_dim
     torch.manual_seed(seed)
+    if channels is not None:
+        sizes = {"latent_channels": channels, "scaling_factor": 1.0, "shift_factor": 0.0}
+        pipe.vae = AutoencoderKL.from_config(pipe.vae.config, **sizes).eval()
+    latents = pipe.vae.config.latent_channels
     made = SD3Transformer2DModel.from_config(
         pipe.transformer.config,
+        in_channels=latents,
+        out_channels=latents,
         num_layers=layers,
         num_attention_heads=width // head,
         caption_projection_dim=width,
