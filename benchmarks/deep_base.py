@@ -6,7 +6,7 @@
 
 By default it has as many parameters as the embedded one, 4 layers of width 160, and nearly three times the depth.
 With ``--channels 4`` its autoencoder is new and random too, with latents of so many channels where the embedded one has
-16, and is trained first, with more noise than the recipe has. It was trained in two runs; one would do.
+16, and is trained first, in two runs; the base then has model.path=runs/vae/pipeline.
 
     twinflow train recipes/shapeworld_vae.yaml model.path=runs/start objective.noise=0.05 train.steps=1000 \\
         optimizer.schedule=constant output=runs/vae_a

@@ -104,7 +104,7 @@ def test_bad_values(good: Path, override: str, said: str) -> None:
 
 @pytest.mark.parametrize("how", ["true", "blocks"])
 def test_autoencoders_are_not_compiled(good: Path, how: str) -> None:
-    """Inductor's code for them has gradients of zero before an upsampling."""
+    """Inductor's code for them has gradients of zero (benchmarks/compiled_autoencoder.py)."""
     part = "model={path: a, part: autoencoder}"
     with pytest.raises(TwinflowError, match=r"train.compile = (True|blocks): .* set train.compile to false"):
         load_recipe(good, [part, f"train.compile={how}"])

@@ -264,9 +264,9 @@ class Recipe(Section):
                 "leave it out"
             )
         if self.train.compile and self.model.part == "autoencoder":
-            raise ValueError(  # seen on a CPU with torch 2.13; aot_eager is right, so it is Inductor's code
-                f"train.compile = {self.train.compile}: compiled, parts of an autoencoder before an upsampling get "
-                "gradients of zero, without an error: set train.compile to false"
+            raise ValueError(  # Inductor's code for a CPU, torch 2.13: benchmarks/results/compiled_autoencoder.json
+                f"train.compile = {self.train.compile}: torch's compiler can leave most of an autoencoder without "
+                "gradients, and says nothing: set train.compile to false"
             )
         if self.optimizer.warmup_steps > self.train.steps:
             raise ValueError(
