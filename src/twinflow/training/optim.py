@@ -14,6 +14,7 @@ from twinflow.recipes.sections import Optimizer as Settings
 from twinflow.training.optim_adafactor import Adafactor
 from twinflow.training.optim_in_backward import InBackward, blockwise
 from twinflow.training.optim_low_bit import LowBitAdamW
+from twinflow.training.optim_muon import Muon
 from twinflow.training.optim_rounding import GPU_CHUNK, UPDATE_BYTES, RoundingOptimizer
 from twinflow.training.shards import Cut
 
@@ -160,7 +161,7 @@ def _build(
         if hidden:
             # Scaled to AdamW's size of step, so that one learning rate serves both (arXiv 2502.16982).
             optimizers.append(
-                torch.optim.Muon(
+                Muon(
                     list(hidden.values()),
                     lr=settings.lr,
                     weight_decay=settings.weight_decay,
