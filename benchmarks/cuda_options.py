@@ -1,4 +1,4 @@
-"""Options that only a GPU shows, in short runs of the embedded model: do they train as the plain run does, and in less memory?
+"""Options that only a GPU shows, in short runs of the embedded model: do they train as the plain run does?
 
     python benchmarks/cuda_options.py            # a minute on a GPU
     python benchmarks/cuda_options.py --steps 4  # also without one: of the same options, on the host

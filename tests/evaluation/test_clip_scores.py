@@ -33,7 +33,9 @@ def test_scores_are_cosines_times_their_scales(clip, tmp_path):
         images=[Image.open(tmp_path / "p" / p.file) for p in pictures], return_tensors="pt"
     )
     with torch.no_grad():
-        logits = scorer.network(**inputs, **images).logits_per_image
+        logits = scorer.network(
+            **{k: v.to(scorer.network.device) for k, v in (inputs | images).items()}
+        ).logits_per_image.cpu()
     torch.testing.assert_close(logits.diagonal().double(), scale * cosines, rtol=1e-4, atol=1e-5)
     # A picture's score does not depend on its neighbours, nor on the padding that their prompts bring.
     alone = torch.cat([scorer.score(pixels[i : i + 1], prompts[i : i + 1]) for i in range(6)])

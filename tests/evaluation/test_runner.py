@@ -222,7 +222,7 @@ def test_pictures_of_one_generator_are_those_drawn_in_turn_in_any_order(kind, tm
             call = dict(num_inference_steps=4, guidance_scale=1.0, generator=generator, output_type="pt")
             expected = opened.pipe(picture.prompt, **call).images.float().cpu() * 2 - 1
         else:
-            noise = torch.randn(opened.pipe.latent_shape, generator=generator)[None]
+            noise = torch.randn(opened.pipe.latent_shape, generator=generator)[None].to(opened.pipe.device)
             cond = opened.pipe.encode_prompts([picture.prompt])
             expected = opened.pipe.decode(
                 sample(opened.pipe.field, noise, cond, nfe=4, **sampler.options)

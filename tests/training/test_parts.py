@@ -14,6 +14,7 @@ from twinflow.training.parts import (
     Reconstruction,
     TextEncodersPart,
 )
+from twinflow.training.weights import spare_parts
 
 
 @pytest.fixture
@@ -30,6 +31,22 @@ def pipe():
             head_width=16,
         )
     )
+
+
+def test_parts_that_are_trained_stay_on_the_device_and_the_others_may_leave_it(pipe, pixels):
+    """As they do where the data is encoded once and a GPU trains: its text encoders and autoencoder once left, too."""
+    texts = TextEncodersPart(pipe, sizes=[3, 3])
+    assert set(spare_parts(texts, keep=("transformer",))) == {"text_encoder_3", "vae"} & set(pipe.components)
+    pictures = AutoencoderPart(pipe, calibration=pixels.split(10))
+    assert "vae" not in spare_parts(pictures, keep=("transformer",))
+    assert {"text_encoder", "text_encoder_2"} <= set(spare_parts(pictures, keep=("transformer",)))
+
+
+def test_new_heads_are_where_the_encoders_are(pipe):
+    pipe.text_encoder.to("meta")
+    pipe.text_encoder_2.to("meta")
+    part = TextEncodersPart(pipe, sizes=[3, 3])
+    assert {parameter.device.type for parameter in part.network.parameters()} == {"meta"}
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,19 @@ def overwrite(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def leave_device(pipe: Any, *, keep: Sequence[str]) -> None:
-    """Move the networks of a pipeline that the steps don't need to the host: all of its parts but ``keep``."""
-    for name, part in getattr(getattr(pipe, "pipe", None), "components", {}).items():
-        if isinstance(part, nn.Module) and name not in keep and any(p.is_cuda for p in part.parameters()):
+    """Move the networks of a pipeline that the steps don't need to the host: :func:`spare_parts`."""
+    for part in spare_parts(pipe, keep=keep).values():
+        if any(parameter.is_cuda for parameter in part.parameters()):
             part.to("cpu")
+
+
+def spare_parts(pipe: Any, *, keep: Sequence[str]) -> dict[str, nn.Module]:
+    """The networks of a pipeline, by name, that are neither trained, in whole or in part, nor among ``keep``."""
+    trained = {id(module) for module in pipe.network.modules()}
+    return {
+        name: part
+        for name, part in getattr(getattr(pipe, "pipe", None), "components", {}).items()
+        if isinstance(part, nn.Module)
+        and name not in keep
+        and not any(id(module) in trained for module in part.modules())
+    }

@@ -126,7 +126,9 @@ class TextEncodersPart:
 
     def __init__(self, pipe: Any, *, sizes: list[int]) -> None:
         self.pipe = pipe
-        self.network = TextReader([pipe.text_encoder, pipe.text_encoder_2], sizes)
+        self.network = TextReader([pipe.text_encoder, pipe.text_encoder_2], sizes).to(
+            pipe.text_encoder.device  # the heads, which are new
+        )
 
     def field_of(self, network: nn.Module) -> nn.Module:
         return network
