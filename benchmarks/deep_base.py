@@ -12,6 +12,8 @@ With ``--channels 4`` its autoencoder is new and random too, with latents of so 
         optimizer.schedule=constant output=runs/vae_a
     twinflow train recipes/shapeworld_vae.yaml model.path=runs/vae_a/pipeline objective.noise=0.3 \\
         objective.spread=0.01 train.steps=3000 output=runs/vae
+
+``--attention`` gives the new autoencoder a block of attention in its middle, which bears more noise.
 """
 
 from __future__ import annotations
@@ -32,19 +34,38 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=11)
     parser.add_argument("--width", type=int, default=96, help="a multiple of 32, the width of a head")
     parser.add_argument("--channels", type=int, help="of the latents of a new autoencoder")
+    parser.add_argument("--attention", action="store_true", help="in the middle of the new autoencoder")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    count = make(args.output, layers=args.layers, width=args.width, channels=args.channels, seed=args.seed)
+    if args.attention and args.channels is None:
+        parser.error("--attention is for a new autoencoder: say --channels too")
+    count = make(
+        args.output,
+        layers=args.layers,
+        width=args.width,
+        channels=args.channels,
+        attention=args.attention,
+        seed=args.seed,
+    )
     print(f"{args.output}: {count / 1e6:.2f} M parameters, {args.layers} layers of {args.width}")
 
 
-def make(output: Path, *, layers: int, width: int, channels: int | None = None, seed: int = 0) -> int:
+def make(
+    output: Path,
+    *,
+    layers: int,
+    width: int,
+    channels: int | None = None,
+    attention: bool = False,
+    seed: int = 0,
+) -> int:
     """Write the pipeline; the number of its transformer's parameters."""
     pipe = DiffusionPipeline.from_pretrained(locate("shapeworld-tiny"))
     head = pipe.transformer.config.attention_head_dim
     torch.manual_seed(seed)
     if channels is not None:
         sizes = {"latent_channels": channels, "scaling_factor": 1.0, "shift_factor": 0.0}
+        sizes["mid_block_add_attention"] = attention
         pipe.vae = AutoencoderKL.from_config(pipe.vae.config, **sizes).eval()
     latents = pipe.vae.config.latent_channels
     made = SD3Transformer2DModel.from_config(
