@@ -16,7 +16,9 @@ from twinflow.objectives.losses import (
     pseudo_huber,
     rms,
     tangent_weight,
+    validate_distance,
 )
+from twinflow.objectives.randomness import RandomSource
 
 
 def test_l2_is_the_mean_square_of_each_row() -> None:
@@ -92,3 +94,24 @@ def test_clamp_and_rms() -> None:
     assert clamp(x, None) is x
     assert rms(torch.tensor([3.0, -3.0])).item() == 3.0
     assert rms(torch.empty(0, 2)).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 2.001, "c": 1.0}, "barron_alpha must be at most 2, got 2.001"),
+        ({"alpha": 1.0, "c": 0.0}, "barron_c must be positive, got 0.0"),
+        ({"alpha": 1.0, "c": float("nan")}, "barron_c must be positive, got nan"),
+    ],
+)
+def test_settings_just_outside_are_refused(settings: dict[str, float], message: str) -> None:
+    validate_distance("barron", alpha=2.0, c=1e-9)  # just inside
+    with pytest.raises(ValueError, match=message):
+        validate_distance("barron", **settings)
+
+
+def test_times_of_a_range_fill_it_and_stay_inside() -> None:
+    drawn = RandomSource(torch.zeros(4000, 1), torch.Generator().manual_seed(0)).uniform(low=0.25, high=0.75)
+    assert 0.25 <= drawn.min() < 0.255  # of 4,000 none below 0.255 has a chance of 0.99^4000
+    assert 0.745 < drawn.max() <= 0.75
+    assert drawn.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 12**0.5 / 4000**0.5)
