@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from twinflow.objectives import RCGM, FlowMatching, TwinFlow
+from twinflow.objectives import (
+    DMD,
+    DMD2,
+    RCGM,
+    SCM,
+    ConsistencyDistillation,
+    FlowMatching,
+    MeanFlow,
+    ProgressiveDistillation,
+    SanaSprint,
+    TwinFlow,
+)
 from twinflow.objectives.roles import ROLE_NAMES
 
 from .toys import ToyField, batch, seeded
@@ -229,3 +240,18 @@ def test_a_step_speaks_only_of_the_losses_of_its_rows() -> None:
         assert set(step.losses) == ({role, "rectify"} if role == "one_step" else {role})
         assert all(loss.isfinite() for loss in step.losses.values())
     assert seen == {"one_step", "tangent", "any_step", "fake"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ConsistencyDistillation, DMD, DMD2, MeanFlow, ProgressiveDistillation, RCGM, SCM, SanaSprint, TwinFlow],
+)
+@pytest.mark.parametrize("guidance", [-0.5, float("inf"), float("nan")])
+def test_every_method_refuses_a_guidance_that_is_none(method: type[Any], guidance: float) -> None:
+    with pytest.raises(ValueError, match=f"guidance must be .*{guidance}"):
+        method(guidance=guidance)
+
+
+def test_a_method_that_distils_says_that_its_teacher_stands_still() -> None:
+    assert SCM(source="teacher").teacher == "frozen"
+    assert SCM(source="data").teacher == "self"
