@@ -47,9 +47,9 @@ class Adapter:
 
         State and embeddings may be of any floating dtype; times are never cast.
         """
-        wiring = self.wiring
-        arguments = cond.cast(network.dtype).arguments()
-        state = x_t.to(network.dtype)
+        wiring, dtype = self.wiring, network.dtype  # once: diffusers looks at all modules to tell
+        arguments = cond.cast(dtype).arguments()
+        state = x_t.to(dtype)
         tail = arguments.pop(TAIL, None)
         noisy = arguments.pop(NOISY, None)
         time = (t + wiring.offset / wiring.slope) * wiring.slope

@@ -159,7 +159,8 @@ def _replaced(pipe: Any, watcher: Watcher, *, steps: int) -> Iterator[None]:
         if watcher.network is not None:
             output = watcher.network(arguments)
         else:  # text encoders may be kept in another precision than the transformer
-            output = stock_forward(**{name: _cast(value, network.dtype) for name, value in arguments.items()})
+            dtype = network.dtype
+            output = stock_forward(**{name: _cast(value, dtype) for name, value in arguments.items()})
         watcher.calls.append(NetworkCall(arguments=arguments, output=output))
         return output
 

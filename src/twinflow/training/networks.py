@@ -122,6 +122,8 @@ class Companions:
     @torch.no_grad()
     def refresh(self, names: tuple[str, ...]) -> None:
         """Overwrite networks of kind "stage" with the student's weights."""
+        if not names:
+            return  # as in most steps: asking a large network for its weights takes a while
         weights = trained_weights(self._student)
         for name in names:
             own = dict(self.networks[name].named_parameters()) | dict(self.networks[name].named_buffers())
