@@ -76,10 +76,8 @@ def coverage(
     xs = (x0 + np.arange(width)[:, None] + offsets).ravel()
     ys = (y0 + np.arange(height)[:, None] + offsets).ravel()
     mask = inside(shape, (xs[None] - cx) / radius, (ys[:, None] - cy) / radius)
-    counts = (
-        mask.view(np.uint8).reshape(height, supersample, -1).sum(1, dtype=np.uint8)
-    )  # rows lie side by side
-    return counts.reshape(height, width, supersample).sum(2, dtype=np.uint16) / supersample**2
+    rows = mask.view(np.uint8).reshape(height, supersample, -1).sum(1, dtype=np.uint16)  # side by side: fast
+    return rows.reshape(height, width, supersample).sum(2, dtype=np.uint32) / supersample**2
 
 
 def _place_objects(rng: np.random.Generator, count: int, size: int) -> list[tuple[float, float, float]]:
