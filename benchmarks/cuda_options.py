@@ -1,6 +1,6 @@
 """Options that only a GPU shows, in short runs of the embedded model: do they train as the plain run does?
 
-    python benchmarks/cuda_options.py            # a minute on a GPU
+    python benchmarks/cuda_options.py            # some minutes on a GPU; half of it waits for the compiler
     python benchmarks/cuda_options.py --steps 4  # also without one: of the same options, on the host
 
 Each option is set alone against the run that it should equal, from the same seed: averages on the host, activations
