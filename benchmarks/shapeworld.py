@@ -22,8 +22,13 @@ from twinflow.launch import launch
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STAGES = {
-    "tiny": {"text": "shapeworld_text", "vae": "shapeworld_vae", "base": "shapeworld_base"},
-    "full": {"text": "shapeworld_text", "vae": "shapeworld_full_vae", "base": "shapeworld_full_base"},
+    "tiny": ("shapeworld_text", "shapeworld_vae_start", "shapeworld_vae", "shapeworld_base"),
+    "full": (
+        "shapeworld_full_text",
+        "shapeworld_full_vae_start",
+        "shapeworld_full_vae",
+        "shapeworld_full_base",
+    ),
 }
 NFE = {"base": (1, 2, 4, 100), "one": (1, 2, 4)}
 
@@ -51,10 +56,9 @@ def main() -> None:
 
     base = args.base
     if base is None:
-        recipes = STAGES[args.level]
-        text = train("text", recipes["text"])
-        vae = train("vae", recipes["vae"], f"model.path={text}")
-        base = train("base", recipes["base"], f"model.path={vae}")
+        base = ""
+        for stage, recipe in zip(("text", "vae_start", "vae", "base"), STAGES[args.level]):
+            base = train(stage, recipe, *([f"model.path={base}"] if base else []))
     level = f"data.level={args.level}"
     trained = [
         train("one", "shapeworld_twinflow", f"model.path={base}", level, f"train.seed={s}", name=f"seed{s}")

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from twinflow.assets import ROOT
 from twinflow.pipelines import AnyStepPipeline
@@ -26,19 +27,24 @@ def main() -> None:
     args = parser.parse_args()
     target = ROOT / args.name
     pipe = AnyStepPipeline.from_pretrained(args.pipeline, target_time=False, fold_padding=False)
-    # The text encoders stay in fp32: transformers loads them in the dtype of the file, and a pipeline of two
-    # dtypes does not run. Half the size of the other two is what counts.
-    for part in (pipe.pipe.transformer, pipe.pipe.vae):
-        part.to(torch.float16)
     shutil.rmtree(target, ignore_errors=True)
     pipe.save_pretrained(target)
     for config in target.rglob("*.json"):
         forget_origin(config)
+    for weights in target.rglob("*.safetensors"):
+        halve(weights)
     shutil.copy(args.card, target / "README.md")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.2f} MB")
     if size > LIMIT:
         raise SystemExit(f"larger than {LIMIT / 1e6:.0f} MB")
+
+
+def halve(weights: Path) -> None:
+    """Round a file's weights to fp16. Its configuration goes on naming the dtype to load them in: transformers would
+    else take that of the file, and a pipeline of two dtypes does not run."""
+    values = {name: value.to(torch.float16) for name, value in load_file(weights).items()}
+    save_file(values, weights, metadata={"format": "pt"})
 
 
 def forget_origin(config: Path) -> None:

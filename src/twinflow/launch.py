@@ -53,7 +53,7 @@ from twinflow.training.weights import overwrite
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
-NEW_SHAPEWORLD, NEW_DIGITS = "new:shapeworld", "new:digits"
+NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL, NEW_DIGITS = "new:shapeworld", "new:shapeworld-full", "new:digits"
 
 
 def build_dataset(recipe: Recipe) -> Any:
@@ -219,21 +219,24 @@ def device_of(recipe: Recipe) -> str:
 
 
 def _stock_pipeline(path: str) -> Any:
-    if path in (NEW_SHAPEWORLD, NEW_DIGITS):
+    if path in (NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL, NEW_DIGITS):
         return new_pipeline(_architecture(path))
     return AnyStepPipeline.from_pretrained(path, target_time=False, fold_padding=False).pipe
 
 
 def _architecture(name: str) -> Architecture:
     """Sizes of the pipelines that recipes start from scratch."""
-    if name == NEW_SHAPEWORLD:  # both levels' words, so that one text encoder serves them all
+    if name in (NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL):  # both levels' words: one text encoder serves them all
         prompts = [caption["prompt"] for task in TASKS for caption in all_captions("full", task)]
-        return Architecture(words=words_of(prompts), max_words=longest(prompts))
+        # Six shapes and ten colours need more numbers a scene than three and five: docs/experiments.md.
+        channels = 8 if name == NEW_SHAPEWORLD_FULL else 4
+        return Architecture(words=words_of(prompts), max_words=longest(prompts), latent_channels=channels)
     return Architecture(
         words=words_of(DIGIT_CAPTIONS),
         max_words=longest(DIGIT_CAPTIONS),
         image_size=8,
         autoencoder_channels=(16, 32),
+        autoencoder_attention=False,
         latent_channels=8,
         width=96,
         layers=3,

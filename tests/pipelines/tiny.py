@@ -20,6 +20,7 @@ def tiny_architecture() -> Architecture:
         max_words=12,
         image_size=16,
         autoencoder_channels=(8, 16),
+        autoencoder_attention=False,
         latent_channels=4,
         text_width=16,
         width=32,

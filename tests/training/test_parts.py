@@ -24,6 +24,7 @@ def pipe():
             words=tuple(vocabulary("full")),
             max_words=12,
             autoencoder_channels=(8, 16),
+            autoencoder_attention=False,
             latent_channels=4,
             text_width=16,
             width=32,

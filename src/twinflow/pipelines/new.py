@@ -28,10 +28,11 @@ class Architecture:
         48,
         64,
     )  # one level each; all but the first halve the size
-    latent_channels: int = 16
+    autoencoder_attention: bool = True  # in its middle: every place of the latents sees all the others
+    latent_channels: int = 4
     text_width: int = 64  # of each of the two text encoders
-    width: int = 160  # of the transformer
-    layers: int = 4
+    width: int = 96  # of the transformer
+    layers: int = 11
     head_width: int = 32
 
     @property
@@ -62,7 +63,7 @@ def new_pipeline(arch: Architecture, *, seed: int = 0) -> Any:
             sample_size=arch.image_size,
             scaling_factor=1.0,
             shift_factor=0.0,  # the stock pipeline can't do without a number
-            mid_block_add_attention=False,
+            mid_block_add_attention=arch.autoencoder_attention,
             use_quant_conv=False,
             use_post_quant_conv=False,
         )

@@ -16,12 +16,10 @@ def model_table(plan: Plan) -> Table:
     """Parameters by part."""
     table = _table("model", plan.model, "parameters", "share")
     for name, count in list(plan.groups.items())[:10]:
-        table.add_row(name, parameters(count), f"{100 * count / plan.parameters:.1f} %")
+        table.add_row(name, parameters(count), share(count, plan))
     table.add_section()
     table.add_row("all", parameters(plan.parameters, digits=5), "")
-    table.add_row(
-        "trained", parameters(plan.trained, digits=5), f"{100 * plan.trained / plan.parameters:.1f} %"
-    )
+    table.add_row("trained", parameters(plan.trained, digits=5), share(plan.trained, plan))
     return table
 
 
@@ -85,6 +83,12 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             f"{row.forwards:.3g} forwards",
         )
     return table
+
+
+def share(count: int, plan: Plan) -> str:
+    """Of all parameters, in per cent; what rounds to none is said to be less than 0.1."""
+    percent = 100 * count / plan.parameters
+    return "< 0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
 
 
 def duration(count: float) -> str:
