@@ -1,19 +1,18 @@
-"""The embedded pipeline with a new, random transformer of other sizes, to train a base that is deep from the beginning.
+"""The embedded pipeline with a new, random transformer of other sizes, to train a base that is wide, deep, or neither.
 
-    python benchmarks/deep_base.py runs/start --layers 11 --width 96
-    twinflow train recipes/shapeworld_base.yaml model.path=runs/start train.steps=10000
-    twinflow train recipes/shapeworld_twinflow.yaml model.path=runs/shapeworld_base/pipeline train.steps=1600
+    python benchmarks/deep_base.py runs/start --layers 4 --width 160
+    twinflow train recipes/shapeworld_base.yaml model.path=runs/start
+    twinflow train recipes/shapeworld_twinflow.yaml model.path=runs/shapeworld_base/pipeline
 
-By default it has as many parameters as the embedded one, 4 layers of width 160, and nearly three times the depth.
-With ``--channels 4`` its autoencoder is new and random too, with latents of so many channels where the embedded one has
-16, and is trained first, in two runs; the base then has model.path=runs/vae/pipeline.
+Its sizes are those of the embedded transformer if nothing else is said; 4 layers of 160 have as many parameters.
+With ``--channels 16`` its autoencoder is new and random too, with latents of so many channels where the embedded one
+has 4, and is trained first, in two runs; the base then has model.path=runs/shapeworld_vae/pipeline.
 
-    twinflow train recipes/shapeworld_vae.yaml model.path=runs/start objective.noise=0.05 train.steps=1000 \\
-        optimizer.schedule=constant output=runs/vae_a
-    twinflow train recipes/shapeworld_vae.yaml model.path=runs/vae_a/pipeline objective.noise=0.3 \\
-        objective.spread=0.01 train.steps=3000 output=runs/vae
+    twinflow train recipes/shapeworld_vae_start.yaml model.path=runs/start
+    twinflow train recipes/shapeworld_vae.yaml
 
-``--attention`` gives the new autoencoder a block of attention in its middle, which bears more noise.
+``--attention`` gives the new autoencoder a block of attention in its middle, as the embedded one has, which bears more
+noise.
 """
 
 from __future__ import annotations

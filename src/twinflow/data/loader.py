@@ -17,6 +17,7 @@ from twinflow.data.places import Places, check_length
 from twinflow.data.read_ahead import ReadAhead
 from twinflow.data.rows import CachedExamples, MemoryRows
 from twinflow.data.stream import StreamDataset, StreamOrder
+from twinflow.data.team import Alone, Team, in_turns
 
 
 class ShuffledOrder:
@@ -159,35 +160,43 @@ class LatentCache:
         unconditional: str | None = None,
         batch: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        team: Team | None = None,
     ) -> LatentCache:
-        """Encode all of ``dataset``, ``batch`` examples at a time; ``progress(done, total)`` after each."""
-        total = len(dataset)
+        """Encode all of ``dataset``, ``batch`` examples at a time; ``progress(done, total)`` after each. The processes
+        of ``team`` encode a part each."""
+        total, team = len(dataset), team or Alone()
         items_of = ItemEncoder(encoder, unconditional=unconditional, together=batch)
         latents: Tensor | None = None
         ids: dict[str, int] = {}
         caption_ids = torch.empty(total, dtype=torch.int64)
-        for start in range(0, total, batch):
-            rows = range(start, min(start + batch, total))
-            items = [dataset[row] for row in rows]
-            encoded = items_of.latents(items)
+
+        def encoded(start: int) -> tuple[Tensor, list[str]]:
+            items = [dataset[row] for row in range(start, min(start + batch, total))]
+            return items_of.latents(items).cpu(), [item["caption"] for item in items]
+
+        done = 0
+        for some, said in in_turns(range(0, total, batch), encoded, team):
             if latents is None:  # filled in place: joining a list would need twice the memory
-                latents = encoded.new_empty((total, *encoded.shape[1:]), device="cpu")
-            latents[start : rows.stop] = encoded
-            for row, item in zip(rows, items, strict=True):
-                caption_ids[row] = ids.setdefault(item["caption"], len(ids))
+                latents = some.new_empty((total, *some.shape[1:]))
+            latents[done : done + len(some)] = some
+            caption_ids[done : done + len(some)] = torch.tensor([ids.setdefault(c, len(ids)) for c in said])
+            done += len(some)
             if progress is not None:
-                progress(rows.stop, total)
+                progress(done, total)
         if latents is None:
             raise ValueError("the data set is empty")
         captions = list(ids)
         if unconditional is not None:
             captions.append(unconditional)
-        first, groups = dataset[0], []
-        for start in range(0, len(captions), batch):
+        first = dataset[0]
+
+        def read(start: int) -> list[Any]:
             some = captions[start : start + batch]
-            for group in items_of.conditions([first] * len(some), some):
-                groups.append(to_device(group, torch.device("cpu")))
-        conditions = concat_rows(groups)
+            groups = items_of.conditions([first] * len(some), some)
+            return [to_device(group, torch.device("cpu")) for group in groups]
+
+        read_groups = in_turns(range(0, len(captions), batch), read, team)
+        conditions = concat_rows([group for groups in read_groups for group in groups])
         return cls(latents, caption_ids, captions, conditions, unconditional=unconditional)
 
     def __len__(self) -> int:
@@ -242,13 +251,15 @@ def cached_in_memory(
     seed: int = 0,
     together: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    team: Team | None = None,
 ) -> Examples:
-    """All of ``dataset`` encoded, ``together`` rows at a time, and held in memory."""
+    """All of ``dataset`` encoded, ``together`` rows at a time, and held in memory; by each process of ``team`` a part,
+    which all get."""
     plain = not hasattr(dataset, "bucket_of")  # as are data sets of one size and one caption a picture
     if plain and dataset[0].keys() == {"pixels", "caption"}:
         return LatentCache.of(
-            dataset, encoder, unconditional=unconditional, batch=together, progress=progress
+            dataset, encoder, unconditional=unconditional, batch=together, progress=progress, team=team
         )
     items_of = ItemEncoder(encoder, unconditional=unconditional, together=together)
-    rows = MemoryRows.of(dataset, items_of, progress=progress)
+    rows = MemoryRows.of(dataset, items_of, progress=progress, team=team)
     return CachedExamples(rows, seed=seed)

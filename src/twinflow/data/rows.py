@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twinflow.conditions import concat_rows, count_rows, take_rows, to_device
 from twinflow.data.encoding import EncodedBatch, Item, ItemEncoder, caption_number, item_sides
+from twinflow.data.team import Alone, Team, in_turns
 
 
 @dataclass(kw_only=True)
@@ -76,7 +77,8 @@ def _singles(groups: list[Any]) -> Iterator[Any]:
 
 
 def on_host(row: EncodedRow, unconds: dict[int, Any]) -> EncodedRow:
-    """``row`` in memory of the host. ``unconds``: those that rows share, which their encoder keeps, by identity."""
+    """``row`` in memory of the host, in its own. ``unconds``: those that rows share, which their encoder keeps, by
+    identity."""
     host = torch.device("cpu")
     conds = [to_device(cond, host) for cond in row.conds]
     if row.own_uncond:
@@ -85,7 +87,7 @@ def on_host(row: EncodedRow, unconds: dict[int, Any]) -> EncodedRow:
         if id(row.uncond) not in unconds:
             unconds[id(row.uncond)] = to_device(row.uncond, host)
         uncond = unconds[id(row.uncond)]
-    return replace(row, x=row.x.to(host), conds=conds, uncond=uncond)
+    return replace(row, x=row.x.to(host, copy=True), conds=conds, uncond=uncond)
 
 
 class MemoryRows:
@@ -102,13 +104,19 @@ class MemoryRows:
         *,
         progress: Callable[[int, int], None] | None = None,
         together: int = 64,
+        team: Team | None = None,
     ) -> MemoryRows:
-        """Encode all of ``dataset``; ``progress(done, total)`` after each group of ``together`` rows."""
+        """Encode all of ``dataset``; ``progress(done, total)`` after each group of ``together`` rows. The processes of
+        ``team`` encode a part each."""
         rows: list[EncodedRow] = []
         unconds: dict[int, Any] = {}
-        for start in range(0, len(dataset), together):
+
+        def encoded(start: int) -> list[EncodedRow]:
             items = [dataset[i] for i in range(start, min(start + together, len(dataset)))]
-            rows += [on_host(row, unconds) for row in encode_rows(items, encoder)]
+            return [on_host(row, unconds) for row in encode_rows(items, encoder)]
+
+        for group in in_turns(range(0, len(dataset), together), encoded, team or Alone()):
+            rows += group
             if progress is not None:
                 progress(len(rows), len(dataset))
         return cls(rows)

@@ -40,10 +40,11 @@ class Feed:
         *,
         objective: Objective,
         display: ProgressDisplay,
+        processes: Processes,
         device: torch.device,
     ) -> Feed:
-        """With all of ``dataset`` encoded by ``pipe``, if the recipe wants it so."""
-        examples = _encoded(recipe, pipe, dataset, objective, display)
+        """With all of ``dataset`` encoded by ``pipe``, if the recipe wants it so: by each process a part."""
+        examples = _encoded(recipe, pipe, dataset, objective, display, processes)
         return cls(recipe, dataset, examples, device=device)
 
     def visit_sizes(self) -> None:
@@ -89,7 +90,12 @@ class Feed:
 
 
 def _encoded(
-    recipe: Recipe, pipe: Trainable, dataset: Dataset, objective: Objective, display: ProgressDisplay
+    recipe: Recipe,
+    pipe: Trainable,
+    dataset: Dataset,
+    objective: Objective,
+    display: ProgressDisplay,
+    processes: Processes,
 ) -> Examples:
     data, unconditional, seed = recipe.data, recipe.unconditional_prompt, recipe.train.seed
     if isinstance(dataset, CachedRows):
@@ -111,6 +117,7 @@ def _encoded(
         seed=seed,
         together=data.encode_batch,
         progress=lambda done, _: display.update(done),
+        team=processes,
     )
     display.stop()
     return cache

@@ -91,6 +91,25 @@ class Processes:
             raise RuntimeError(f"in the first process: {problem}")
         return value
 
+    def each(self, work: Callable[[], Any]) -> list[Any]:
+        """What ``work`` returns in each process, by rank, in all of them; what it raises in one, all raise."""
+        if self.world_size == 1:
+            return [work()]
+        mine: tuple[Any, str | None]
+        failure: Exception | None = None
+        try:
+            mine = (work(), None)
+        except Exception as error:
+            mine, failure = (None, f"{type(error).__name__}: {error}"), error
+        said: list[Any] = [None] * self.world_size
+        dist.all_gather_object(said, mine)
+        if failure is not None:
+            raise failure
+        for rank, (_, problem) in enumerate(said):
+            if problem is not None:
+                raise RuntimeError(f"in process {rank}: {problem}")
+        return [value for value, _ in said]
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` holds in any process: a stop that one of them is asked for stops them all."""
         if self.world_size == 1:

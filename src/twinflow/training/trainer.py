@@ -123,6 +123,7 @@ class Trainer:
             self.dataset,
             objective=self.objective,
             display=self._display,
+            processes=self.processes,
             device=self.device,
         )
         self.previewer = previewer_of(recipe, self.pipe, self.dataset, self.feed.examples, device=self.device)
