@@ -56,7 +56,7 @@ def of(data, encoder, **more):
 
 alone, together = TinyPipeline(), TinyPipeline()
 assert of(Colors(11), alone) == of(Colors(11), together, team=team)
-assert (alone.encoded, together.encoded) == (11, (7, 4)[rank])  # groups of 4, 4 and 3, in turns
+assert (alone.encoded, together.encoded) == (11, 1 + (7, 4)[rank])  # one by all; groups of 4, 4 and 3, in turns
 for data in (Mixed(edit=False), Mixed(edit=True), Mixed(edit=True, pictures=False)):
     assert of(data, WordEncoder()) == of(data, WordEncoder(), team=team)
 

@@ -15,7 +15,7 @@ from twinflow.data.buckets import BucketedOrder
 from twinflow.data.encoding import EncodedBatch, Encoder, ItemEncoder, choose_caption, collate
 from twinflow.data.places import Places, check_length
 from twinflow.data.read_ahead import ReadAhead
-from twinflow.data.rows import CachedExamples, MemoryRows
+from twinflow.data.rows import CachedExamples, MemoryRows, encode_rows
 from twinflow.data.stream import StreamDataset, StreamOrder
 from twinflow.data.team import Alone, Team, in_turns
 
@@ -243,6 +243,12 @@ def order_of(dataset: Any, *, batch: int, seed: int, rank: int = 0, world_size: 
     return ShuffledOrder(len(dataset), batch=batch, seed=seed, rank=rank, world_size=world_size)
 
 
+def row_of_each_size(dataset: Any) -> list[int]:
+    """The number of a row of each size that the rows of ``dataset`` have."""
+    buckets: Sequence[int] = getattr(dataset, "bucket_of", ())
+    return list({bucket: row for row, bucket in enumerate(buckets)}.values()) or [0]
+
+
 def cached_in_memory(
     dataset: Any,
     encoder: Encoder,
@@ -255,6 +261,12 @@ def cached_in_memory(
 ) -> Examples:
     """All of ``dataset`` encoded, ``together`` rows at a time, and held in memory; by each process of ``team`` a part,
     which all get."""
+    if team is not None and team.world_size > 1:
+        # Of a size that it has not seen yet a pipeline asks its network, whose weights one process may have alone: all
+        # ask together, before each encodes rows of its own.
+        once = ItemEncoder(encoder, unconditional=unconditional)
+        for row in row_of_each_size(dataset):
+            encode_rows([dataset[row]], once)
     plain = not hasattr(dataset, "bucket_of")  # as are data sets of one size and one caption a picture
     if plain and dataset[0].keys() == {"pixels", "caption"}:
         return LatentCache.of(

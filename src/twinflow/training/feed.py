@@ -17,6 +17,7 @@ from twinflow.data.loader import (
     Order,
     cached_in_memory,
     order_of,
+    row_of_each_size,
 )
 from twinflow.data.rows import CachedExamples
 from twinflow.objectives import Objective
@@ -54,7 +55,7 @@ class Feed:
             return
         buckets: Sequence[int] = getattr(self.dataset, "bucket_of", ())
         if len(buckets) > 0:
-            for row in {bucket: row for row, bucket in enumerate(buckets)}.values():
+            for row in row_of_each_size(self.dataset):
                 self.examples.batch([row])
             return
         places = order_of(self.dataset, batch=1, seed=self.recipe.train.seed).next_places()
