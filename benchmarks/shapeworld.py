@@ -56,8 +56,7 @@ def main() -> None:
 
     base = args.base
     if base is None:
-        base = ""
-        for stage, recipe in zip(("text", "vae_start", "vae", "base"), STAGES[args.level]):
+        for stage, recipe in zip(("text", "vae_start", "vae", "base"), STAGES[args.level], strict=True):
             base = train(stage, recipe, *([f"model.path={base}"] if base else []))
     level = f"data.level={args.level}"
     trained = [

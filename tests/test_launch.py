@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed import fake_pg as _fake_pg  # noqa: F401 - registers its backend
 
 from twinflow.config import load_recipe
+from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.launch import build_trainer, launch
 from twinflow.pipelines import AnyStepPipeline
@@ -51,6 +52,16 @@ def test_the_stages_of_the_embedded_model_follow_one_another(tmp_path: Path) -> 
     trained = AnyStepPipeline.from_pretrained(one)
     assert trained.knows_target_time
     assert trained("a photo of a red circle", nfe=1).images[0].size == (32, 32)
+
+
+def test_the_full_world_has_a_wider_pipeline_of_its_own(tmp_path: Path) -> None:
+    few = ("data.length=24", "train.batch=2")
+    text = run("shapeworld_full_text", tmp_path / "text", *few)
+    start = run("shapeworld_full_vae_start", tmp_path / "start", *few, f"model.path={text}")
+    pipe = AnyStepPipeline.from_pretrained(start, target_time=False)
+    assert pipe.latent_shape == (8, 4, 4)
+    assert pipe.pipe.transformer.config.caption_projection_dim == 128
+    assert pipe.words == vocabulary("full")
 
 
 def test_a_lora_is_a_small_folder_that_draws_and_can_be_trained_on(tmp_path: Path) -> None:

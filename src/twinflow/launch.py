@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from twinflow.data.cache import (
     remember_files,
     write_cache,
 )
-from twinflow.data.digits import DIGIT_CAPTIONS
 from twinflow.data.encoding import ItemEncoder
 from twinflow.data.identity import FileHashes, data_identity, model_identity, pipeline_folder
 from twinflow.data.opening import open_data
 from twinflow.data.pictures import open_picture
-from twinflow.data.shapeworld import TASKS, all_captions
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.data.stream import StreamDataset, StreamOrder
 from twinflow.errors import TwinflowError, check_place
@@ -38,10 +36,11 @@ from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
-from twinflow.pipelines.new import Architecture, new_pipeline
+from twinflow.pipelines.new import new_pipeline
 from twinflow.planner.prediction import backbone_of, predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
+from twinflow.training.from_scratch import FROM_SCRATCH
 from twinflow.training.joining import joined
 from twinflow.training.parallel import check_layout
 from twinflow.training.parts import AutoencoderPart, CaptionFacts, TextEncodersPart
@@ -53,7 +52,6 @@ from twinflow.training.weights import overwrite
 logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 2000  # for the normalisation of a new autoencoder's latents
-NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL, NEW_DIGITS = "new:shapeworld", "new:shapeworld-full", "new:digits"
 
 
 def build_dataset(recipe: Recipe) -> Any:
@@ -219,37 +217,9 @@ def device_of(recipe: Recipe) -> str:
 
 
 def _stock_pipeline(path: str) -> Any:
-    if path in (NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL, NEW_DIGITS):
-        return new_pipeline(_architecture(path))
+    if path in FROM_SCRATCH:
+        return new_pipeline(FROM_SCRATCH[path]())
     return AnyStepPipeline.from_pretrained(path, target_time=False, fold_padding=False).pipe
-
-
-def _architecture(name: str) -> Architecture:
-    """Sizes of the pipelines that recipes start from scratch."""
-    if name in (NEW_SHAPEWORLD, NEW_SHAPEWORLD_FULL):  # both levels' words: one text encoder serves them all
-        prompts = [caption["prompt"] for task in TASKS for caption in all_captions("full", task)]
-        # Six shapes and ten colours need more numbers a scene than three and five: docs/experiments.md.
-        channels = 8 if name == NEW_SHAPEWORLD_FULL else 4
-        return Architecture(words=words_of(prompts), max_words=longest(prompts), latent_channels=channels)
-    return Architecture(
-        words=words_of(DIGIT_CAPTIONS),
-        max_words=longest(DIGIT_CAPTIONS),
-        image_size=8,
-        autoencoder_channels=(16, 32),
-        autoencoder_attention=False,
-        latent_channels=8,
-        width=96,
-        layers=3,
-        text_width=32,
-    )
-
-
-def words_of(prompts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted({word for prompt in prompts for word in prompt.split()}))
-
-
-def longest(prompts: Sequence[str]) -> int:
-    return max(len(prompt.split()) for prompt in prompts)
 
 
 def launch(recipe: Recipe, *, resume: str = "auto") -> RunResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 Part = TypeVar("Part")
@@ -39,7 +40,12 @@ def in_turns(parts: Sequence[Part], work: Callable[[Part], Result], team: Team) 
     more than a round of them twice. Results travel through pickle: on the host, and without views of larger tensors.
     """
     for first in range(0, len(parts), team.world_size):
-        mine = parts[first + team.rank : first + team.rank + 1]
-        done = team.each(lambda mine=mine: [work(part) for part in mine])  # type: ignore[misc]
-        for results in done:
+        mine = parts[
+            first + team.rank : first + team.rank + 1
+        ]  # one, or none where the last round is not full
+        for results in team.each(partial(_all_of, work, mine)):
             yield from results
+
+
+def _all_of(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    return [work(part) for part in parts]

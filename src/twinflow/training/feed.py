@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Generator
@@ -45,7 +45,31 @@ class Feed:
         device: torch.device,
     ) -> Feed:
         """With all of ``dataset`` encoded by ``pipe``, if the recipe wants it so: by each process a part."""
-        examples = _encoded(recipe, pipe, dataset, objective, display, processes)
+        data, unconditional, seed = recipe.data, recipe.unconditional_prompt, recipe.train.seed
+        examples: Examples
+        if isinstance(dataset, CachedRows):
+            examples = CachedExamples(dataset, seed=seed)
+        elif data.cache:
+            display.start("encoding", total=len(dataset), unit="examples")
+            examples = cached_in_memory(
+                dataset,
+                pipe,
+                unconditional=unconditional,
+                seed=seed,
+                together=data.encode_batch,
+                progress=lambda done, _: display.update(done),
+                team=processes,
+            )
+            display.stop()
+        else:
+            examples = OnlineExamples(
+                dataset,
+                pipe,
+                unconditional=unconditional,
+                seed=seed,
+                together=data.encode_batch,
+                guided=getattr(objective, "guidance", 1) > 0 or getattr(objective, "guidance_mix", 1) != 1,
+            )
         return cls(recipe, dataset, examples, device=device)
 
     def visit_sizes(self) -> None:
@@ -53,8 +77,7 @@ class Feed:
         in one process alone once the network is cut."""
         if not isinstance(self.examples, OnlineExamples):
             return
-        buckets: Sequence[int] = getattr(self.dataset, "bucket_of", ())
-        if len(buckets) > 0:
+        if len(getattr(self.dataset, "bucket_of", ())) > 0:
             for row in row_of_each_size(self.dataset):
                 self.examples.batch([row])
             return
@@ -88,37 +111,3 @@ class Feed:
                 cond=to_device(batch.cond, self.device),
                 uncond=to_device(batch.uncond, self.device),
             )
-
-
-def _encoded(
-    recipe: Recipe,
-    pipe: Trainable,
-    dataset: Dataset,
-    objective: Objective,
-    display: ProgressDisplay,
-    processes: Processes,
-) -> Examples:
-    data, unconditional, seed = recipe.data, recipe.unconditional_prompt, recipe.train.seed
-    if isinstance(dataset, CachedRows):
-        return CachedExamples(dataset, seed=seed)
-    if not data.cache:
-        return OnlineExamples(
-            dataset,
-            pipe,
-            unconditional=unconditional,
-            seed=seed,
-            together=data.encode_batch,
-            guided=getattr(objective, "guidance", 1) > 0 or getattr(objective, "guidance_mix", 1) != 1,
-        )
-    display.start("encoding", total=len(dataset), unit="examples")
-    cache = cached_in_memory(
-        dataset,
-        pipe,
-        unconditional=unconditional,
-        seed=seed,
-        together=data.encode_batch,
-        progress=lambda done, _: display.update(done),
-        team=processes,
-    )
-    display.stop()
-    return cache

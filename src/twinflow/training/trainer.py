@@ -114,8 +114,7 @@ class Trainer:
         network.eval()  # dropout off: student and teacher are compared row by row
         self.layout = layout_of(recipe, self.objective, self.processes, self.device)
         self.objective.set_shard(self.processes.data_rank, self.processes.data_count)
-        sharing = self.processes.context
-        if sharing > 1:
+        if (sharing := self.processes.context) > 1:
             check_network(network, count=sharing)
         self.feed = Feed.of(
             recipe,
