@@ -40,9 +40,8 @@ def in_turns(parts: Sequence[Part], work: Callable[[Part], Result], team: Team) 
     more than a round of them twice. Results travel through pickle: on the host, and without views of larger tensors.
     """
     for first in range(0, len(parts), team.world_size):
-        mine = parts[
-            first + team.rank : first + team.rank + 1
-        ]  # one, or none where the last round is not full
+        # One part, or none where the last round is not full.
+        mine = parts[first + team.rank : first + team.rank + 1]
         for results in team.each(partial(_all_of, work, mine)):
             yield from results
 
