@@ -61,7 +61,8 @@ def test_the_full_world_has_a_wider_pipeline_of_its_own(tmp_path: Path) -> None:
     pipe = AnyStepPipeline.from_pretrained(start, target_time=False)
     assert pipe.latent_shape == (8, 4, 4)
     assert pipe.pipe.transformer.config.caption_projection_dim == 128
-    assert pipe.words == vocabulary("full")
+    words = pipe.pipe.tokenizer(list(vocabulary("full"))).input_ids
+    assert {len(ids) for ids in words} == {3}, "each word is one token, between start and end"
 
 
 def test_a_lora_is_a_small_folder_that_draws_and_can_be_trained_on(tmp_path: Path) -> None:
