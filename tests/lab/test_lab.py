@@ -84,7 +84,7 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     assert (board.standings[0].runs, board.standings[0].diverged) == (1, 0)
 
 
-@pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 11), ("lab_ablations", 21)])
+@pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 13), ("lab_ablations", 21)])
 def test_the_recipes_of_the_repository_are_valid_at_every_size(name: str, methods: int) -> None:
     for size in (None, "smoke", "hour", "gpu"):
         lab = load_lab(RECIPES / f"{name}.yaml", size=size)

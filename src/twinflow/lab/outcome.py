@@ -27,6 +27,7 @@ class Outcome:
     rows: list[EvaluationRow] = field(default_factory=list)  # one for each NFE
     frechet: dict[str, float] = field(default_factory=dict)  # by NFE
     message: str = ""  # why it diverged
+    jobs: int = 1  # runs that shared the machine, which the seconds tell of
 
     def row(self, nfe: int) -> EvaluationRow | None:
         return next((row for row in self.rows if row.nfe == nfe), None)

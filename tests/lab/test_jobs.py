@@ -1,0 +1,97 @@
+"""Runs of a comparison at the same time, in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from twinflow.errors import TwinflowError
+from twinflow.lab import load_lab, run_lab
+from twinflow.lab.outcome import Outcome
+
+from .comparisons import METHODS, comparison
+
+ONE = {"twinflow": METHODS["twinflow"]}
+BRIEF = {"images_per_task": 1, "nfe": [1], "base_nfe": 1}
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_those_of_one_after_another(tmp_path: Path) -> None:
+    search = {"keys": {"optimizer.lr": [1e-4, 1e-3]}, "share": 0.4}
+    lines = tmp_path / "lines.txt"
+    folders, boards = [], []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        file = comparison(folder, methods=ONE, search=search, evaluation=BRIEF)
+        with lines.open("w") as out:
+            boards.append(run_lab(load_lab(file), jobs=jobs, console=Console(file=out, width=200)))
+        folders.append(folder / "lab")
+    for run in ("search_0", "search_1", "seed_0", "seed_1"):
+        files = [folder / "twinflow" / run for folder in folders]
+        alone, beside = (Outcome.load(file / "outcome.json") for file in files)
+        assert (alone.jobs, beside.jobs) == (1, 2)
+        assert (alone.choice, alone.steps, alone.frechet) == (beside.choice, beside.steps, beside.frechet)
+        assert alone.rows[0].overall == beside.rows[0].overall
+        weights = "run/pipeline/transformer/diffusion_pytorch_model.safetensors"
+        if torch.get_num_threads() == 1:  # as those of the processes: sums in one order
+            assert (files[0] / weights).read_bytes() == (files[1] / weights).read_bytes()
+        assert "step" in (files[1] / "log.txt").read_text()
+    told = lines.read_text().splitlines()
+    assert [line.split(":")[0].split(" ")[0] for line in told[-4:]] == ["1/2", "2/2", "3/4", "4/4"]
+    assert {line.split(":")[0].split(" ")[1] for line in told[-2:]} == {"twinflow/seed_0", "twinflow/seed_1"}
+    first, second = boards
+    assert first is not None
+    assert second is not None
+    assert second.facts["runs at the same time"] == 2
+    assert "runs at the same time" not in first.facts
+    assert [s.overall for s in first.standings] == [s.overall for s in second.standings]
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
+    """The pipe of what is printed ends with the last process that has it."""
+    search = {"keys": {"optimizer.lr": [1e-4, 1e-3]}, "share": 1e-5}
+    budget = {"unit": "images", "amount": 400_000}  # of the search: one step
+    file = comparison(tmp_path, methods=ONE, search=search, evaluation=BRIEF, budget=budget)
+    command = [sys.executable, "-m", "twinflow", "lab", str(file), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "twinflow/search_" in line and line.startswith("2/"):  # the long runs begin
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "interrupted: 2 runs are done" in rest
+    assert f"lab {file} --jobs 2" in rest
+    assert (tmp_path / "lab" / "twinflow" / "search.json").is_file()
+    assert not (tmp_path / "lab" / "twinflow" / "seed_0" / "outcome.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = {
+        "model": {"path": "shapeworld-tiny"},
+        "data": {"kind": "shapeworld", "length": 12, "cache": str(tmp_path / "nowhere")},
+        "train": {"batch": 4},
+    }
+    file = comparison(tmp_path, methods=ONE, evaluation=BRIEF, seeds=[0], run=run)
+    with pytest.raises(TwinflowError, match=r"twinflow/seed_0 failed \(exit status 1\)"):
+        run_lab(load_lab(file), jobs=2)
+    assert "nowhere" in capfd.readouterr().err
+
+
+def test_what_cannot_share_a_machine_is_refused(tmp_path: Path) -> None:
+    seconds = load_lab(comparison(tmp_path, budget={"unit": "seconds", "amount": 5}))
+    with pytest.raises(TwinflowError, match=r"budget\.unit is seconds"):
+        run_lab(seconds, jobs=2)
+    with pytest.raises(TwinflowError, match="--jobs must be at least 1, got 0"):
+        run_lab(seconds, jobs=0)
+    assert not (tmp_path / "lab").exists()
