@@ -82,6 +82,13 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     assert "not finite" in first.message
     assert first.costs["steps"] >= 1
     assert (board.standings[0].runs, board.standings[0].diverged) == (1, 0)
+    # The search had the whole budget: its best run is that of the seed, and is not made again.
+    method = tmp_path / "lab" / "twinflow"
+    assert (method / "seed_0" / "outcome.json").read_bytes() == (method / "search_1" / "outcome.json").read_bytes()
+    assert not (method / "seed_0" / "run").exists()
+    assert (tmp_path / "lab" / "twinflow_nfe1").is_dir()
+    assert not board.partial
+    assert "twinflow at 1 NFE" in (tmp_path / "lab" / "leaderboard.html").read_text()
 
 
 @pytest.mark.parametrize(("name", "methods"), [("lab_shapeworld", 13), ("lab_ablations", 21)])

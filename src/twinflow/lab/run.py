@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,21 @@ class _Comparison:
             tried.append(
                 {"choice": trial.choice, "score": -1.0 if row is None or row.overall is None else row.overall}
             )
-        best = max(tried, key=lambda entry: entry["score"])
+        number = max(range(len(tried)), key=lambda n: tried[n]["score"])
+        best = tried[number]
+        if self.lab.search.share == 1:
+            self._adopt(method, searches[number])
         replace_text(file, json.dumps({"chosen": best["choice"], "tried": tried}, indent=1) + "\n")
         return best["choice"]
+
+    def _adopt(self, method: str, found: Trial) -> None:
+        """The chosen run of a search had the whole budget, and the first seed: it is that seed's run."""
+        first = self._runs(method, found.choice)[0]
+        for nfe in self.lab.evaluation.nfe:
+            name = f"{method}_nfe{nfe}"
+            if (found.pictures / name).is_dir():
+                shutil.copytree(found.pictures / name, first.pictures / name, dirs_exist_ok=True)
+        self.trials.outcome(found).save(first.file)
 
     def _partial(self, method: str) -> dict[str, Outcome]:
         """The chosen run of the search, which had a part of the budget; none without a search."""

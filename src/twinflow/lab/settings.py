@@ -34,7 +34,8 @@ class Search(Section):
     keys: dict[str, list[Any]] = Field(
         default_factory=dict
     )  # values by the recipe's key: {optimizer.lr: [1.0e-4, 5.0e-4]}
-    share: Annotated[float, Field(gt=0, le=1, strict=False)] = 0.25  # of the budget, for each combination
+    # Of the budget, for each combination. Short runs favour high rates. With 1 the best is the first seed's run itself.
+    share: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
 
 
 class Evaluation(Section):
