@@ -63,7 +63,7 @@ def test_a_stopped_comparison_leaves_no_process_and_goes_on(tmp_path: Path) -> N
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if "twinflow/search_" in line and line.startswith("2/"):  # the long runs begin
+        if "twinflow/search_" in line and line.startswith("2/4 "):  # the long runs begin
             break
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=300)

@@ -84,7 +84,9 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     assert (board.standings[0].runs, board.standings[0].diverged) == (1, 0)
     # The search had the whole budget: its best run is that of the seed, and is not made again.
     method = tmp_path / "lab" / "twinflow"
-    assert (method / "seed_0" / "outcome.json").read_bytes() == (method / "search_1" / "outcome.json").read_bytes()
+    assert (method / "seed_0" / "outcome.json").read_bytes() == (
+        method / "search_1" / "outcome.json"
+    ).read_bytes()
     assert not (method / "seed_0" / "run").exists()
     assert (tmp_path / "lab" / "twinflow_nfe1").is_dir()
     assert not board.partial

@@ -45,20 +45,20 @@ class _Waiting:
 
 
 class Jobs:
-    """At most ``jobs`` runs of ``lab`` at a time. Threads are divided among them, and GPUs go round.
+    """At most ``jobs`` runs of ``lab`` at a time, ``total`` in all. Threads are divided among them, and GPUs go round.
 
     A fresh process each: memory that is measured is that of one run, and what one leaves in a process (compiled code,
     caching allocators) reaches no other.
     """
 
-    def __init__(self, lab: Lab, jobs: int, *, console: Console) -> None:
-        self.lab, self.jobs, self.console = lab, jobs, console
+    def __init__(self, lab: Lab, jobs: int, *, total: int, console: Console) -> None:
+        self.lab, self.jobs, self.total, self.console = lab, jobs, total, console
         self._context = multiprocessing.get_context("spawn")  # a GPU is not to be used by copies of a process
         self._numbers = count()
         self._waiting: list[_Waiting] = []
         self._slots = list(range(jobs))
         self._running: dict[int, tuple[BaseProcess, _Waiting, int]] = {}  # by the sentinel of the process
-        self._total = self._done = 0
+        self._done = 0
 
     def __enter__(self) -> Jobs:
         return self
@@ -71,7 +71,6 @@ class Jobs:
         group = _Group(left=len(trials), then=then)
         for trial in trials:
             heapq.heappush(self._waiting, _Waiting(priority, next(self._numbers), trial, group))
-        self._total += len(trials)
 
     def run(self) -> None:
         """Until nothing is in line. :class:`Interrupted` if the user stops it, :class:`TwinflowError` if one fails."""
@@ -120,7 +119,7 @@ class Jobs:
         outcome = Outcome.load(waiting.trial.file)
         row = outcome.row(self.lab.evaluation.nfe[0])
         told = f"{score(row.overall)} at {row.nfe} NFE" if row is not None else outcome.status
-        self.console.print(f"{self._done}/{self._total} {waiting.trial.name}: {told}")
+        self.console.print(f"{self._done}/{self.total} {waiting.trial.name}: {told}")
         waiting.group.left -= 1
         if waiting.group.left == 0 and waiting.group.then is not None:
             waiting.group.then()

@@ -151,15 +151,19 @@ class _Comparison:
 
     def _make_together(self) -> None:
         """All runs, :attr:`jobs` at a time: the searches first, then every method's first seed, and so on."""
-        with Jobs(self.lab, self.jobs, console=self.console) as jobs:
-            for method in self.lab.methods:
-                searches = self._searches(method)
+        open_searches = {
+            method: [] if self._search_file(method).is_file() else self._searches(method)
+            for method in self.lab.methods
+        }
+        total = sum(len(trials) + len(self.lab.seeds) for trials in open_searches.values())
+        with Jobs(self.lab, self.jobs, total=total, console=self.console) as jobs:
+            for method, searches in open_searches.items():
 
                 def searched(method: str = method) -> None:
                     for number, trial in enumerate(self._runs(method, self._choice(method)), 1):
                         jobs.add(trial, priority=number)
 
-                if searches and not self._search_file(method).is_file():
+                if searches:
                     jobs.add(*searches, then=searched)
                 else:
                     searched()
