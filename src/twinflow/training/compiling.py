@@ -10,6 +10,8 @@ from torch import nn
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.blocks import repeated_blocks
 
+GRAPHS = 64
+
 
 def compile_networks(networks: Iterable[nn.Module], *, how: bool | Literal["blocks"]) -> None:
     """Compile each network in place, as ``train.compile`` says: ``how`` it is.
@@ -21,6 +23,7 @@ def compile_networks(networks: Iterable[nn.Module], *, how: bool | Literal["bloc
     """
     if how is False:
         return
+    _allow_graphs()
     for network in networks:
         if next(network.parameters(), None) is None:
             continue
@@ -34,3 +37,15 @@ def compile_networks(networks: Iterable[nn.Module], *, how: bool | Literal["bloc
             )
         for block in blocks:
             block.compile()
+
+
+def _allow_graphs() -> None:
+    """Let torch keep :data:`GRAPHS` of one function: beyond its own 8 it runs what else comes as it is written, slowly.
+
+    A block has one with and one without gradient, for weights that are trained and that are not, for the first count of
+    rows and for any other, and for whatever else its layers differ in.
+    """
+    from torch._dynamo import config  # imports the compiler
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * GRAPHS)
