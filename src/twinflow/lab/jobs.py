@@ -108,7 +108,7 @@ class Jobs:
 
     def _interrupt(self) -> NoReturn:
         self.console.print(
-            f"interrupted: {self._done} runs are done, and the others are saved\ngo on: {this_command()}",
+            f"interrupted: {self._done} runs are done; the others save what they have\ngo on: {this_command()}",
             markup=False,
             soft_wrap=True,
         )
