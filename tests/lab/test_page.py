@@ -94,6 +94,18 @@ def test_what_the_search_found_on_the_way_is_kept() -> None:
     assert (board.base_nfe, board.base_score, ranking(board, 1)) == (1, 0.9, ["twinflow"])
 
 
+def test_without_a_part_of_the_budget_lines_begin_at_the_base() -> None:
+    """Which nothing was computed for; with one, at the search's run, on a scale that may have no zero."""
+    searched = leaderboard(twinflow=0.5)
+    alone = Leaderboard(base=searched.base, standings=searched.standings)
+    starts = {}
+    for name, board in (("searched", searched), ("alone", alone)):
+        plot = score_by_compute(board)
+        assert plot is not None
+        starts[name] = ">0</text>" in plot.split("TFLOP of training")[0]
+    assert starts == {"searched": False, "alone": True}
+
+
 def test_names_of_many_methods_stay_above_the_axis() -> None:
     names = [f"method{i:02}" for i in range(24)]
     plot = score_by_compute(leaderboard(**dict.fromkeys(names, 0.5)))

@@ -86,8 +86,11 @@ def _plots(board: Leaderboard) -> str:
     numbers = ", ".join(map(str, board.evaluations))
     first = f"Score at {board.evaluations[0]} NFE"
     figures = figure(f"Score at {numbers} NFE, strongest colour first; dashed: the base", score_bars(board))
+    start = (
+        "the search’s share of the budget to all of it" if board.partial else "the base to the whole budget"
+    )
     for title, svg in (
-        (f"{first} by compute: from the search’s share of the budget to all of it", score_by_compute(board)),
+        (f"{first} by compute: from {start}", score_by_compute(board)),
         (f"{first} by memory held", score_by_memory(board)),
     ):
         figures += figure(title, svg) if svg is not None else ""

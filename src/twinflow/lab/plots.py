@@ -49,14 +49,17 @@ def score_bars(board: Leaderboard) -> str:
 
 
 def score_by_compute(board: Leaderboard) -> str | None:
-    """The score in the fewest steps against what the training computed; a line leads there from the search's run."""
+    """The score in the fewest steps against what the training computed; a line leads there from the search's run, or
+    from the base, for which nothing was computed, if the search had no part of the budget."""
     nfe = board.evaluations[0]
+    untrained = next((row["overall"] for row in board.base["rows"] if row["nfe"] == nfe), None)
     lines: dict[str, list[Point]] = {}
     for standing in _scored(board, nfe):
         end = (standing.costs["flops"] / 1e12, standing.overall or 0.0)
         part = board.partial.get(standing.method)
-        start = [] if part is None else [(part["flops"] / 1e12, part["scores"].get(str(nfe)))]
-        lines[standing.method] = [(x, y) for x, y in [*start, end] if y is not None and x > 0]
+        start = (part["flops"] / 1e12, part["scores"].get(str(nfe))) if part is not None else (0.0, untrained)
+        kept = part is not None or not board.partial  # a line from nothing has no place on a scale of factors
+        lines[standing.method] = [(x, y) for x, y in ([start, end] if kept else [end]) if y is not None]
     return _costs("lab-compute", board, lines, unit="TFLOP of training")
 
 
@@ -104,7 +107,7 @@ def _costs(name: str, board: Leaderboard, lines: Mapping[str, Sequence[Point]], 
             ends.append((line[-1][0], line[-1][1], method, color))
         if board.base_score is not None:
             ax.axhline(board.base_score, color=RULE, linewidth=1.5)
-        wide = max(xs) / min(xs) > 3
+        wide = min(xs) > 0 and max(xs) / min(xs) > 3
         if wide:
             ax.set_xscale("log")
         ax.set_xlim(min(xs) / 1.25, max(xs) * 1.25)
