@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from twinflow.cli import plan as _plan  # noqa: F401 - adds its command
 from twinflow.objectives import FlowMatching, TwinFlow
 from twinflow.planner import Backbone, Planner, gpu_named
 from twinflow.planner.comparison import compare
@@ -91,7 +90,7 @@ def test_plans_are_what_a_gpu_took(cases: dict[str, Any], size: int, names: tupl
         settings = replace(
             setup("qwen-image", batch=taken["batch"], checkpointing=True),
             offload=taken["offload"],
-            optimizer=Optimizer(name=name, in_backward=True, clip=None),  # type: ignore[arg-type]
+            optimizer=Optimizer.model_validate({"name": name, "in_backward": True, "clip": None}),
             height=size,
             width=size,
         )

@@ -1,12 +1,14 @@
 """The parts that are trained before the transformer: they learn, and what they save is a stock pipeline."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pipelines.tiny import tiny_architecture
 from twinflow.data.shapeworld import TASKS, ShapeWorldDataset, all_captions
-from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.pipelines import AnyStepPipeline
-from twinflow.pipelines.new import Architecture, new_pipeline
+from twinflow.pipelines.new import new_pipeline
 from twinflow.training.parts import (
     AutoencoderPart,
     CaptionFacts,
@@ -19,19 +21,7 @@ from twinflow.training.weights import spare_parts
 
 @pytest.fixture
 def pipe():
-    return new_pipeline(
-        Architecture(
-            words=tuple(vocabulary("full")),
-            max_words=12,
-            autoencoder_channels=(8, 16),
-            autoencoder_attention=False,
-            latent_channels=4,
-            text_width=16,
-            width=32,
-            layers=1,
-            head_width=16,
-        )
-    )
+    return new_pipeline(replace(tiny_architecture(), image_size=32, layers=1))
 
 
 def test_parts_that_are_trained_stay_on_the_device_and_the_others_may_leave_it(pipe, pixels):

@@ -44,6 +44,13 @@ class _Waiting:
     group: _Group = field(compare=False)
 
 
+@dataclass(frozen=True)
+class _Running:
+    process: BaseProcess
+    waiting: _Waiting  # what it was in line as
+    slot: int  # 0 to jobs - 1, which its GPU follows from
+
+
 class Jobs:
     """At most ``jobs`` runs of ``lab`` at a time, ``total`` in all. Threads are divided among them, and GPUs go round.
 
@@ -57,7 +64,7 @@ class Jobs:
         self._numbers = count()
         self._waiting: list[_Waiting] = []
         self._slots = list(range(jobs))
-        self._running: dict[int, tuple[BaseProcess, _Waiting, int]] = {}  # by the sentinel of the process
+        self._running: dict[int, _Running] = {}  # by the sentinel of the process
         self._done = 0
 
     def __enter__(self) -> Jobs:
@@ -83,7 +90,7 @@ class Jobs:
                     self._interrupt()
                 for sentinel in ended:
                     assert isinstance(sentinel, int)
-                    self._ended(*self._running.pop(sentinel))
+                    self._ended(self._running.pop(sentinel))
 
     def _start(self, waiting: _Waiting) -> None:
         if waiting.trial.file.is_file():
@@ -92,19 +99,20 @@ class Jobs:
         slot = self._slots.pop(0)
         process = self._context.Process(target=_make, args=(self.lab, waiting.trial, self.jobs, slot))
         process.start()
-        self._running[process.sentinel] = (process, waiting, slot)
+        self._running[process.sentinel] = _Running(process, waiting, slot)
 
-    def _ended(self, process: BaseProcess, waiting: _Waiting, slot: int) -> None:
-        process.join()
-        self._slots.append(slot)
-        if process.exitcode == STOPPED:
+    def _ended(self, ended: _Running) -> None:
+        ended.process.join()
+        self._slots.append(ended.slot)
+        status, trial = ended.process.exitcode, ended.waiting.trial
+        if status == STOPPED:
             self._interrupt()
-        if process.exitcode or not waiting.trial.file.is_file():
+        if status or not trial.file.is_file():
             raise TwinflowError(
-                f"the run {waiting.trial.name} failed (exit status {process.exitcode}): see above, and "
-                f"{waiting.trial.folder / LOG}. The same command makes what is missing"
+                f"the run {trial.name} failed (exit status {status}): see above, and {trial.folder / LOG}. The same "
+                "command makes what is missing"
             )
-        self._finish(waiting)
+        self._finish(ended.waiting)
 
     def _interrupt(self) -> NoReturn:
         self.console.print(
@@ -126,10 +134,10 @@ class Jobs:
 
     def _stop(self) -> None:
         """Ask what still runs to save itself and end."""
-        for process, _, _ in self._running.values():
-            process.terminate()
-        for process, _, _ in self._running.values():
-            process.join()
+        for running in self._running.values():
+            running.process.terminate()
+        for running in self._running.values():
+            running.process.join()
         self._running = {}
 
 

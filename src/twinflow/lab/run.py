@@ -123,22 +123,16 @@ class _Comparison:
         }
 
     def _searches(self, method: str) -> list[Trial]:
-        """One for each combination of the search, on the first seed with a part of the budget."""
-        trials = []
-        for number, choice in enumerate(self.lab.choices()):
-            folder = self.folder / method / f"search_{number}"
-            share = self.lab.search.share
-            trials.append(
-                Trial(
-                    method=method,
-                    seed=self.lab.seeds[0],
-                    folder=folder,
-                    choice=choice,
-                    share=share,
-                    pictures=folder,
-                )
-            )
-        return trials if len(trials) > 1 else []
+        """One for each combination of the search, on the first seed; none if there is nothing to choose."""
+        choices = self.lab.choices()
+        if len(choices) == 1:
+            return []
+        home, seed, share = self.folder / method, self.lab.seeds[0], self.lab.search.share
+        folders = [home / f"search_{number}" for number in range(len(choices))]
+        return [
+            Trial(method=method, seed=seed, folder=folder, choice=choice, share=share, pictures=folder)
+            for folder, choice in zip(folders, choices, strict=True)
+        ]
 
     def _runs(self, method: str, choice: dict[str, Any]) -> list[Trial]:
         """One for each seed. Pictures of the first go into the comparison's own folder, for its pages."""

@@ -25,7 +25,7 @@ from twinflow.lab.settings import Lab
 from twinflow.lab.steps import probe_steps, steps_within
 from twinflow.launch import build_trainer
 from twinflow.training import Trainer
-from twinflow.training.accountant import Accountant, Budget
+from twinflow.training.accountant import Accountant, Budget, Unit
 from twinflow.training.checkpoint import replace_text
 
 REAL_PICTURES = 2000  # that generated ones are compared with
@@ -152,8 +152,8 @@ class Trials:
         return steps
 
     def _account(self, outcome: Outcome, accountant: Accountant, trainer: Trainer) -> None:
-        units = ("steps", "images", "rows", "flops", "seconds")
-        outcome.costs = {unit: accountant.total(unit) for unit in units}  # type: ignore[arg-type]
+        units: tuple[Unit, ...] = ("steps", "images", "rows", "flops", "seconds")
+        outcome.costs = {unit: accountant.total(unit) for unit in units}
         outcome.costs["peak_memory"] = accountant.peak_memory()
         outcome.per_image = accountant.per_image()
         outcome.phases = accountant.state_dict()["phases"]
