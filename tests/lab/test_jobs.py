@@ -107,12 +107,27 @@ def test_a_stopped_comparison_saves_what_trains_and_leaves_no_process(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     data = {"kind": "shapeworld", "length": 12, "cache": str(tmp_path / "nowhere")}
     file = comparison(tmp_path, methods=ONE, evaluation=BRIEF, seeds=[0], run=one_thread(data=data))
-    with pytest.raises(TwinflowError, match=r"twinflow/seed_0 failed \(exit status 1\)"):
+    with pytest.raises(TwinflowError, match=r"twinflow/seed_0 failed \(exit status 1\): .*nowhere"):
         run_lab(load_lab(file), jobs=2)
-    assert "nowhere" in capfd.readouterr().err
+    assert "nowhere" in (tmp_path / "lab" / "twinflow" / "seed_0" / "log.txt").read_text()
+
+
+def test_imports_leave_gpus_alone() -> None:
+    """Runs are copies of a process that has imported everything: CUDA does not work in copies of one that used it."""
+    program = """
+import torch
+touched = []
+for name in ("_lazy_init", "device_count", "get_device_capability", "get_device_properties", "current_device"):
+    setattr(torch.cuda, name, lambda *_, name=name, **__: touched.append(name))
+torch.cuda.is_available = lambda: touched.append("is_available") or True
+import twinflow.lab.jobs
+print(touched)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
 
 
 def test_what_cannot_share_a_machine_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     search = {"keys": {"optimizer.lr": [1e30, 1e-4]}, "share": 1.0}
     evaluation = {"images_per_task": 1, "nfe": [1], "base_nfe": 1}
     only = {"twinflow": METHODS["twinflow"]}
-    file = comparison(tmp_path, methods=only, seeds=[0], search=search, evaluation=evaluation)
+    file = comparison(tmp_path, methods=only, search=search, evaluation=evaluation)
     board = run_lab(load_lab(file))
     assert board is not None
     tried = json.loads((tmp_path / "lab" / "twinflow" / "search.json").read_text())
@@ -81,13 +81,18 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     assert first.status == "diverged"
     assert "not finite" in first.message
     assert first.costs["steps"] >= 1
-    assert (board.standings[0].runs, board.standings[0].diverged) == (1, 0)
+    assert (board.standings[0].runs, board.standings[0].diverged) == (2, 0)
     # The search had the whole budget: its best run is that of the seed, and is not made again.
     method = tmp_path / "lab" / "twinflow"
     assert (method / "seed_0" / "outcome.json").read_bytes() == (
         method / "search_1" / "outcome.json"
     ).read_bytes()
     assert not (method / "seed_0" / "run").exists()
+    # Its number of steps is that of the other seeds, too, and is not measured again.
+    assert not (method / "seed_1" / "probe").exists()
+    assert Outcome.load(method / "seed_1" / "outcome.json").costs["steps"] == json.loads(
+        (method / "search_1" / "steps.json").read_text()
+    )["steps"]
     assert (tmp_path / "lab" / "twinflow_nfe1").is_dir()
     assert not board.partial
     assert "twinflow at 1 NFE" in (tmp_path / "lab" / "leaderboard.html").read_text()

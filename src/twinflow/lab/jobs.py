@@ -6,10 +6,12 @@ import heapq
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NoReturn
@@ -55,12 +57,13 @@ class Jobs:
     """At most ``jobs`` runs of ``lab`` at a time, ``total`` in all. Threads are divided among them, and GPUs go round.
 
     A fresh process each: memory that is measured is that of one run, and what one leaves in a process (compiled code,
-    caching allocators) reaches no other.
+    caching allocators) reaches no other. Where the system can, it is a copy of one that has imported everything and
+    done nothing yet.
     """
 
     def __init__(self, lab: Lab, jobs: int, *, total: int, console: Console) -> None:
         self.lab, self.jobs, self.total, self.console = lab, jobs, total, console
-        self._context = multiprocessing.get_context("spawn")  # a GPU is not to be used by copies of a process
+        self._context = _context()
         self._numbers = count()
         self._waiting: list[_Waiting] = []
         self._slots = list(range(jobs))
@@ -108,9 +111,11 @@ class Jobs:
         if status == STOPPED:
             self._interrupt()
         if status or not trial.file.is_file():
+            log = trial.folder / LOG
+            lines = log.read_text().splitlines() if log.is_file() else []
             raise TwinflowError(
-                f"the run {trial.name} failed (exit status {status}): see above, and {trial.folder / LOG}. The same "
-                "command makes what is missing"
+                f"the run {trial.name} failed (exit status {status}): {lines[-1] if lines else 'it left no word'}\n"
+                f"All that it said is in {log}. The same command makes what is missing"
             )
         self._finish(ended.waiting)
 
@@ -155,7 +160,20 @@ def _make(lab: Lab, trial: Trial, jobs: int, slot: int) -> None:
         except Interrupted:
             sys.exit(STOPPED)
         except TwinflowError as error:
-            sys.exit(f"{trial.name}: {error}")
+            print(error, file=log)
+            sys.exit(1)
+        except Exception:  # where this process's standard error leads to is not the comparison's to say
+            traceback.print_exc(file=log)
+            sys.exit(1)
+
+
+def _context() -> BaseContext:
+    """How processes start: none is a copy of this one, which may have used a GPU."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _cores() -> int:

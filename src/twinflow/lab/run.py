@@ -136,11 +136,21 @@ class _Comparison:
 
     def _runs(self, method: str, choice: dict[str, Any]) -> list[Trial]:
         """One for each seed. Pictures of the first go into the comparison's own folder, for its pages."""
+        whole = self._searches(method) if self.lab.search.share == 1 else []
+        like = next((trial.folder for trial in whole if trial.choice == choice), None)
         trials = []
         for number, seed in enumerate(self.lab.seeds):
             folder = self.folder / method / f"seed_{seed}"
-            pictures = folder if number else self.folder
-            trials.append(Trial(method=method, seed=seed, folder=folder, choice=choice, pictures=pictures))
+            trials.append(
+                Trial(
+                    method=method,
+                    seed=seed,
+                    folder=folder,
+                    choice=choice,
+                    pictures=folder if number else self.folder,
+                    like=like,
+                )
+            )
         return trials
 
     def _make_together(self) -> None:

@@ -30,6 +30,7 @@ from twinflow.training.checkpoint import replace_text
 
 REAL_PICTURES = 2000  # that generated ones are compared with
 REAL_SEED = 1_000_003  # of no training set
+STEPS = "steps.json"  # how many the budget is good for
 COARSE = "means of 8 x 8 patches"
 
 
@@ -47,6 +48,7 @@ class Trial:
     choice: dict[str, Any] = field(default_factory=dict)  # of the search
     share: float = 1.0  # of the budget
     pictures: Path  # the folder of the pictures' folders
+    like: Path | None = None  # the folder of a run of the same method, choice and budget, which has as many steps
 
     @property
     def file(self) -> Path:
@@ -89,10 +91,11 @@ class Trials:
         if trial.file.is_file():
             return Outcome.load(trial.file)
         folder, budget = trial.folder, self.lab.budget_of(trial.share)
+        measured = [home for home in (folder, trial.like) if home and (home / STEPS).is_file()]
         outcome = Outcome(
             method=trial.method, seed=trial.seed, status="finished", choice=trial.choice, jobs=self.jobs
         )
-        steps = self._steps(outcome, folder, budget)
+        steps = self._steps(outcome, measured[0] if measured else folder, budget)
         if steps is not None:
             recipe = self.lab.recipe(
                 trial.method, seed=trial.seed, steps=steps, folder=folder / "run", choice=trial.choice
@@ -128,7 +131,7 @@ class Trials:
 
         Measured by a few steps, and kept: a resumed run has the same number. ``None`` if these diverged.
         """
-        file = folder / "steps.json"
+        file = folder / STEPS
         if file.is_file():
             return json.loads(file.read_text())["steps"]
         objective = self.lab.recipe(
