@@ -115,21 +115,6 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     assert "nowhere" in (tmp_path / "lab" / "twinflow" / "seed_0" / "log.txt").read_text()
 
 
-def test_imports_leave_gpus_alone() -> None:
-    """Runs are copies of a process that has imported everything: CUDA does not work in copies of one that used it."""
-    program = """
-import torch
-touched = []
-for name in ("_lazy_init", "device_count", "get_device_capability", "get_device_properties", "current_device"):
-    setattr(torch.cuda, name, lambda *_, name=name, **__: touched.append(name))
-torch.cuda.is_available = lambda: touched.append("is_available") or True
-import twinflow.lab.jobs
-print(touched)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]", done.stdout
-
-
 def test_what_cannot_share_a_machine_is_refused(tmp_path: Path) -> None:
     seconds = load_lab(comparison(tmp_path, budget={"unit": "seconds", "amount": 5}))
     with pytest.raises(TwinflowError, match=r"budget\.unit is seconds"):

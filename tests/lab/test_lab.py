@@ -90,9 +90,10 @@ def test_a_rate_that_diverges_at_once_is_not_chosen(tmp_path: Path) -> None:
     assert not (method / "seed_0" / "run").exists()
     # Its number of steps is that of the other seeds, too, and is not measured again.
     assert not (method / "seed_1" / "probe").exists()
-    assert Outcome.load(method / "seed_1" / "outcome.json").costs["steps"] == json.loads(
-        (method / "search_1" / "steps.json").read_text()
-    )["steps"]
+    assert (
+        Outcome.load(method / "seed_1" / "outcome.json").costs["steps"]
+        == json.loads((method / "search_1" / "steps.json").read_text())["steps"]
+    )
     assert (tmp_path / "lab" / "twinflow_nfe1").is_dir()
     assert not board.partial
     assert "twinflow at 1 NFE" in (tmp_path / "lab" / "leaderboard.html").read_text()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NoReturn
@@ -57,8 +57,7 @@ class Jobs:
     """At most ``jobs`` runs of ``lab`` at a time, ``total`` in all. Threads are divided among them, and GPUs go round.
 
     A fresh process each: memory that is measured is that of one run, and what one leaves in a process (compiled code,
-    caching allocators) reaches no other. Where the system can, it is a copy of one that has imported everything and
-    done nothing yet.
+    caching allocators) reaches no other.
     """
 
     def __init__(self, lab: Lab, jobs: int, *, total: int, console: Console) -> None:
@@ -167,9 +166,12 @@ def _make(lab: Lab, trial: Trial, jobs: int, slot: int) -> None:
             sys.exit(1)
 
 
-def _context() -> BaseContext:
-    """How processes start: none is a copy of this one, which may have used a GPU."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+def _context() -> ForkServerContext | SpawnContext:
+    """How processes start: on a CPU as copies of one that has imported everything and done nothing else.
+
+    With CUDA's build of torch the imports alone keep a copy from using a GPU.
+    """
+    if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -48,7 +48,9 @@ class Trial:
     choice: dict[str, Any] = field(default_factory=dict)  # of the search
     share: float = 1.0  # of the budget
     pictures: Path  # the folder of the pictures' folders
-    like: Path | None = None  # the folder of a run of the same method, choice and budget, which has as many steps
+    like: Path | None = (
+        None  # the folder of a run of the same method, choice and budget, which has as many steps
+    )
 
     @property
     def file(self) -> Path:
