@@ -1,5 +1,9 @@
 """What can't be driven is refused, and the message says what was looked for."""
 
+import inspect
+from types import SimpleNamespace
+
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -8,6 +12,7 @@ from PIL import Image
 from families import FAMILIES
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, Condition
+from twinflow.pipelines.wiring import check_kind
 
 from .driven import PROMPTS, opened
 
@@ -68,11 +73,60 @@ def test_a_folder_of_a_unet_or_without_scheduler_is_refused(tmp_path):
         AnyStepPipeline(pipe)
 
 
-def test_a_model_with_a_target_time_of_its_own_is_refused():
-    pipe = FAMILIES["hunyuan_video"].stock()
-    pipe.transformer.register_to_config(use_meanflow=True)
-    with pytest.raises(TwinflowError, match="use_meanflow"):
-        AnyStepPipeline(pipe, call=FAMILIES["hunyuan_video"].call)
+# Their real classes, without weights: what is looked at is the configuration and the signature.
+NATIVE = {
+    "HunyuanImageTransformer2DModel": "use_meanflow",
+    "HunyuanVideo15Transformer3DModel": "use_meanflow",
+    "Flux3Transformer2DModel": "flow_map",
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_model_with_a_target_time_of_its_own_is_refused(name):
+    key = NATIVE[name]
+    for used in (True, False):
+        with torch.device("meta"):
+            small = {"num_layers": 1, "num_single_layers": 1} if "15" not in name else {"num_layers": 1}
+            transformer = getattr(diffusers, name)(**small, **{key: used})
+        pipe = SimpleNamespace(transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+        if not used:
+            check_kind(pipe)
+            continue
+        with pytest.raises(TwinflowError, match=rf"{name} has a target time of its own \({key} = True in"):
+            check_kind(pipe)
+
+
+@pytest.mark.parametrize("kind", ["AnyFlowTransformer3DModel", "AnyFlowFARTransformer3DModel"])
+def test_a_forward_that_needs_a_target_time_is_refused(kind):
+    wan = FAMILIES["wan"].stock()
+    own = {key: value for key, value in wan.transformer.config.items() if not key.startswith("_")}
+    own = {
+        key: own[key] for key in inspect.signature(getattr(diffusers, kind).__init__).parameters if key in own
+    }
+    parts = {name: getattr(wan, name) for name in ("vae", "text_encoder", "tokenizer")}
+    pipe = diffusers.AnyFlowPipeline(
+        **parts,
+        transformer=getattr(diffusers, kind)(**own),
+        scheduler=diffusers.FlowMapEulerDiscreteScheduler(),
+    )
+    with pytest.raises(TwinflowError, match=rf"{kind} has a target time .*its forward needs r_timestep"):
+        AnyStepPipeline(pipe, call=FAMILIES["wan"].call)
+
+
+def test_what_else_changes_from_step_to_step_is_refused():
+    """A time by a name that nobody knows, say: recorded once, it would stand still."""
+    pipe = FAMILIES["flux"].stock()
+
+    class Moving(type(pipe.transformer)):
+        def __call__(self, guidance, **arguments):
+            return super().__call__(guidance=guidance * (1 + arguments["timestep"]), **arguments)
+
+    pipe.transformer.__class__ = Moving
+    with pytest.raises(
+        TwinflowError,
+        match=r"FluxPipeline gives its transformer another guidance in each step, .*\(timestep\)",
+    ):
+        AnyStepPipeline(pipe, call=FAMILIES["flux"].call)
 
 
 def test_conditions_of_different_sizes_or_models_are_not_joined():

@@ -71,8 +71,8 @@ def find_time_mlp(transformer: Any) -> str:
             return path
         if any(name.startswith(f"{path}.") and ".lora_" in name for name in modules):
             raise TwinflowError(
-                f"{type(transformer).__name__} has an adapter on its time MLP, {path}, which another library loaded: make "
-                "it part of the weights (pipe.fuse_lora(), then pipe.unload_lora_weights()) or take it off"
+                f"{type(transformer).__name__} has an adapter on its time MLP, {path}, which another library loaded: "
+                "make it part of the weights (pipe.fuse_lora(), then pipe.unload_lora_weights()) or take it off"
             )
     raise TwinflowError(
         f"no time MLP found in {type(transformer).__name__}: looked for a module with two Linear layers at "
