@@ -129,6 +129,66 @@ def test_what_else_changes_from_step_to_step_is_refused():
         AnyStepPipeline(pipe, call=FAMILIES["flux"].call)
 
 
+def doctored(call, *, returned=lambda output: output, times=1):
+    """FLUX whose network is given, or gives back, something else than its pipeline says."""
+    pipe = FAMILIES["flux"].stock()
+
+    class Doctored(type(pipe.transformer)):
+        def __call__(self, **arguments):
+            for _ in range(times):
+                output = super().__call__(**call(arguments))
+            return (returned(output[0]),)
+
+    pipe.transformer.__class__ = Doctored
+    return pipe
+
+
+def squared_time():
+    """FLUX whose network squares the time before its sinusoid."""
+    pipe = FAMILIES["flux"].stock()
+    embed = pipe.transformer.time_text_embed
+
+    class Squared(type(embed)):
+        def forward(self, timestep, *others):
+            return super().forward(timestep**2, *others)
+
+    embed.__class__ = Squared
+    return pipe
+
+
+NOT_FOUND = {
+    "one call a step": (
+        lambda: doctored(lambda given: given, times=2),
+        "makes 6 network calls in 3 steps, expected one a step",
+    ),
+    "the state": (
+        lambda: doctored(lambda given: given | {"hidden_states": given["hidden_states"] + 1}),
+        r"none of its transformer's arguments \(hidden_states, .*\) equals the scheduler's sample of shape \(2, ",
+    ),
+    "the time": (
+        lambda: doctored(lambda given: given | {"timestep": given["timestep"] ** 2}),
+        r"none of its transformer's arguments \(hidden_states, .*timestep.*\) is an affine function of the time",
+    ),
+    "the sign": (
+        lambda: doctored(lambda given: given, returned=lambda output: output + 1),
+        "what its scheduler gets is not plus or minus what its transformer returns",
+    ),
+}
+
+
+@pytest.mark.parametrize("sought", NOT_FOUND)
+def test_what_was_looked_for_and_not_found_is_said(sought):
+    build, said = NOT_FOUND[sought]
+    with pytest.raises(TwinflowError, match=f"can't be driven as a flow-matching model: .*{said}"):
+        AnyStepPipeline(build(), call=FAMILIES["flux"].call)
+
+
+def test_a_time_mlp_that_sees_no_sinusoid_of_the_time_is_said():
+    said = r"reaches time_text_embed\.timestep_embedder in Flux.* is no sinusoid of a number that is affine in the time"
+    with pytest.raises(TwinflowError, match=said):
+        AnyStepPipeline(squared_time(), call=FAMILIES["flux"].call)
+
+
 def test_conditions_of_different_sizes_or_models_are_not_joined():
     flux = FAMILIES["flux"]
     small = opened(flux).encode_prompts(["a"])
