@@ -222,3 +222,20 @@ def test_a_size_that_the_autoencoder_does_not_divide(tmp_path: Path, model: Path
     data = {"kind": "folder", "path": str(pictures), "size": 15}
     with pytest.raises(TwinflowError, match=r"divisible|divide"):
         launch(make_recipe(recipe(model, tmp_path / "run", data)))
+
+
+@pytest.mark.parametrize("objective", [{"name": "twinflow", "guidance": 0.3},
+                                       {"name": "mean_flow", "guidance_mix": 2.0}])  # fmt: skip
+def test_a_network_that_takes_its_guidance_as_an_input_is_guided_once(
+    tmp_path: Path, pictures: Path, objective: dict[str, Any]
+) -> None:
+    FAMILIES["flux"].stock().save_pretrained(tmp_path / "model")
+    raw = recipe(tmp_path / "model", tmp_path / "run", {"kind": "folder", "path": str(pictures), "size": 32})
+    raw["model"]["call"] = FAMILIES["flux"].call
+    key, given = list(objective.items())[1]
+    said = (
+        rf"objective\.{key} = {given} .*FluxPipeline was distilled .*guided twice; set objective\.{key}=[01],"
+    )
+    with pytest.raises(TwinflowError, match=said):
+        build_trainer(make_recipe(raw | {"objective": objective}))
+    build_trainer(make_recipe(raw | {"objective": objective | {key: 1 if key == "guidance_mix" else 0}}))

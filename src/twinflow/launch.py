@@ -153,6 +153,7 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
         prepare(pipe, recipe)
         if dataset is not None:
             check_sources(pipe, dataset)
+            check_guidance(pipe, recipe)
         freeze_parameters(pipe.pipe.transformer, model.freeze)
         if recipe.data.kind == "shapeworld":
             pipe.words = vocabulary(recipe.data.level)
@@ -171,6 +172,18 @@ def build_model(recipe: Recipe, dataset: Any) -> Any:
     count = min(CALIBRATION_IMAGES, len(dataset))
     pixels = torch.stack([dataset[i]["pixels"] for i in range(count)])
     return AutoencoderPart(stock, calibration=pixels.split(100))
+
+
+def check_guidance(pipe: AnyStepPipeline, recipe: Recipe) -> None:
+    """Refuse to bake guidance into a network that was distilled to take it as an input: it would be guided twice."""
+    for key, off in (("guidance", 0), ("guidance_mix", 1)):
+        given = recipe.objective.get(key, off)
+        if given != off and pipe.guidance_is_an_input:
+            raise TwinflowError(
+                f"objective.{key} = {given} is not possible: {type(pipe.pipe).__name__} was distilled to take its "
+                f"guidance as an input of the network, and would be guided twice; set objective.{key}={off}, and give "
+                "that input in model.call, guidance_scale"
+            )
 
 
 def call_of(recipe: Recipe) -> dict[str, Any]:

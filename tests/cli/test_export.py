@@ -30,7 +30,7 @@ def run(*arguments: str | Path) -> str:
 def test_a_folder_a_lora_and_one_file(checkpoint, tmp_path):
     assert "num_inference_steps=2" in run(checkpoint, tmp_path / "folder", "--nfe", "2")
     assert json.loads((tmp_path / "folder" / EXPORT_FILE).read_text())["nfe"] == 2
-    assert "1 layers, rank up to 1" in run(checkpoint, tmp_path / "lora", "--format", "lora", "--nfe", "4")
+    assert "1 layers, rank up to 2" in run(checkpoint, tmp_path / "lora", "--format", "lora", "--nfe", "4")
     assert "lost at rank 2" in run(
         checkpoint, tmp_path / "full", "--format", "comfyui-lora", "--base", checkpoint, "--rank", "2"
     )

@@ -4,10 +4,9 @@ import json
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from peft import LoraConfig
 
 from families import FAMILIES
-from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
 
 from .all_families import PROMPT, RENOISE_SEED, SEED, trained
@@ -35,15 +34,11 @@ def note_of(folder) -> dict:
     return json.loads((folder / "twinflow_export.json").read_text())
 
 
-def adapted(name: str, targets=("to_q", "to_v", "to_out.0", "linear_2", "attention.qkv")) -> AnyStepPipeline:
-    """With a PEFT adapter whose weights are random, on attention and on the time MLP."""
+def adapted(name: str) -> AnyStepPipeline:
+    """With an adapter whose weights are random, on the layers that training puts one on."""
     pipe = trained(name)
     transformer = pipe.pipe.transformer
-    targets = [
-        n for n, m in transformer.named_modules()
-        if isinstance(m, torch.nn.Linear) and n.endswith(targets) and "target_embedder" not in n
-    ]  # fmt: skip
-    transformer.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    pipe.add_lora(LoraSettings(rank=4, alpha=6.0))
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for n, parameter in transformer.named_parameters():

@@ -38,7 +38,7 @@ def test_baked_network_is_the_jump_to_data_on_the_schedule(tiny_pipeline, nfe, f
     assert (jump - plain).abs().max() > 0.1
 
 
-def test_baking_edits_one_weight_of_a_stock_network_by_a_matrix_of_rank_one(tiny_pipeline):
+def test_baking_edits_one_weight_of_a_stock_network_by_a_matrix_of_rank_two(tiny_pipeline):
     any_step = train_branch(AnyStepPipeline(copy_of(tiny_pipeline)))
     stock, baked = tiny_pipeline.transformer, folded(any_step, 4).pipe.transformer
     assert not tt.has_target_time(baked)
@@ -47,7 +47,9 @@ def test_baking_edits_one_weight_of_a_stock_network_by_a_matrix_of_rank_one(tiny
     edited = [n for n, value in stock.state_dict().items() if not torch.equal(baked.state_dict()[n], value)]
     assert edited == ["time_text_embed.timestep_embedder.linear_2.weight"]
     edit = (baked.get_parameter(edited[0]) - stock.get_parameter(edited[0])).detach().double()
-    assert torch.linalg.matrix_rank(edit, rtol=1e-4) == 1  # every g(t) is t times the same vector
+    assert (
+        torch.linalg.matrix_rank(edit, rtol=1e-4) == 2
+    )  # every g(t) is t times the same vector; and the mark
 
 
 def test_baking_an_untrained_branch_changes_nothing(tiny_pipeline):

@@ -34,7 +34,7 @@ def test_the_bake_as_a_lora_on_the_stock_base(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["sd3", "qwen", "wan"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_trained_adapter_comes_with_the_bake(tmp_path, name):
     pipe = adapted(name)
     ours = draw(pipe, name, 2)

@@ -194,3 +194,19 @@ def test_a_callback_sees_every_step(trained):
     )
     assert [entry[:2] for entry in seen] == [(0, 1), (1, 2), (2, 3)]
     assert torch.equal(seen[-1][2], result.latents)
+
+
+def test_a_compiled_pipeline_draws_the_same_pictures(trained):
+    expected = trained(PROMPTS, nfe=2, seed=4)
+    graphs = []
+
+    def counting(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    trained.compile(fullgraph=True, backend=counting)
+    drawn = trained(PROMPTS, nfe=2, seed=4)
+    torch._dynamo.reset()
+    assert torch.equal(drawn.pixels, expected.pixels)
+    assert len(graphs) == 1  # of both steps

@@ -164,12 +164,19 @@ def test_conditions_go_to_files_and_back(family):
         assert torch.equal(any_step.field(x, t, t, back), any_step.field(x, t, t, cond))
 
 
+def assert_equal_weights(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
 def test_an_any_step_checkpoint_is_lossless_and_loads_as_stock(family, tmp_path):
     if family.name == "qwen_edit":
         pytest.skip("the processor of this family can't be saved without torchvision (transformers)")
     any_step = train_branch(opened(family))
     any_step.save_pretrained(tmp_path)
     again = AnyStepPipeline.from_pretrained(tmp_path, call=family.call)
+    assert_equal_weights(again.network, any_step.network)
     x, cond = noise(any_step), any_step.encode_prompts(PROMPTS)
     t, r = torch.tensor([1.0, 0.5, 0.25]), torch.zeros(3)
     again.pipe.transformer = copy.deepcopy(again.pipe.transformer)  # aligned memory, as the original has
@@ -179,6 +186,9 @@ def test_an_any_step_checkpoint_is_lossless_and_loads_as_stock(family, tmp_path)
     stock = DiffusionPipeline.from_pretrained(tmp_path)
     assert not tt.has_target_time(stock.transformer)
     assert type(stock) is type(any_step.pipe)
+    for name, part in family.original.components.items():
+        if isinstance(part, torch.nn.Module):
+            assert_equal_weights(getattr(stock, name), part)
 
 
 def test_an_edit_pipeline_sees_the_source_picture_of_each_row():

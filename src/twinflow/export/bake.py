@@ -8,6 +8,7 @@ with ``dW h(t_k) = g(t_k)`` for all k is exact where it is used, and needs no bi
 sees 753.9 for 750. The edit leads from there to what the branch was trained at, the exact time, so that the rounding
 is repaired too. Where tokens of a source picture keep time 0, or may, since every token has a time of its own, a row
 h(0) -> 0 keeps them as they are. The rank is one where no time is rounded, since all g(t) are parallel, and at most K.
+One more is the mark by which such weights are recognised (``pipelines.mark``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from twinflow.errors import TwinflowError
 from twinflow.export.stock import StockModule, adapter_factors, run_steps
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepNetwork, AnyStepPipeline
+from twinflow.pipelines.mark import LARGEST, direction
 
 # Relative residual of the edit on the schedule; fp64 least squares leaves about 1e-15. Where the weights
 # are stored in less, what is stored is right to their precision.
@@ -39,8 +41,8 @@ class Bake:
     """``weight += up @ down`` of the Linear ``layer`` folds the branch into a stock transformer."""
 
     layer: str  # path of the time MLP's last Linear
-    down: Tensor  # (K, hidden) fp64
-    up: Tensor  # (channels, K) fp64
+    down: Tensor  # (K or fewer + 1, hidden) fp64
+    up: Tensor  # (channels, K or fewer + 1) fp64
     features: Tensor  # (R, hidden) fp64: what the layer gets on the schedule
     targets: Tensor  # (R, channels) fp64: what it then has to add
     times: tuple[float, ...]
@@ -130,23 +132,34 @@ def bake_target_time(
     for step in clean:  # at time 0 the gate is closed
         features.append(step.hidden.double())
         targets.append(torch.zeros_like(targets[0][:1]).expand(len(step.hidden), -1))
-    return _solve(layer, torch.cat(features), torch.cat(targets), times=times).check()
+    rows, goals = torch.cat(features), torch.cat(targets)
+    # What folds nothing is the field still.
+    marked = weight if signal.any() else None
+    return _solve(layer, rows, goals, marked=marked, times=times).check()
 
 
-def _solve(layer: str, features: Tensor, targets: Tensor, *, times: Sequence[float]) -> Bake:
-    """Minimum norm, with the rows (R, hidden) -> (R, channels) that are the same asked for once."""
+def _solve(
+    layer: str, features: Tensor, targets: Tensor, *, marked: Tensor | None, times: Sequence[float]
+) -> Bake:
+    """Minimum norm, with the rows (R, hidden) -> (R, channels) that are the same asked for once. ``marked``: the
+    weight (channels, hidden) that is edited, if it gets a mark."""
     kept: list[int] = []
     for row in range(len(features)):
         near = (features[row] - features[kept]).norm(dim=1) < 1e-6 * features[row].norm()
         alike = (targets[row] == targets[kept]).all(1)
         if not bool((near & alike).any()):
             kept.append(row)
+    asked, wanted = features[kept], targets[kept]
+    # A narrow layer, of tests, has no room for it.
+    if marked is not None and len(times) <= LARGEST and 2 * len(kept) < marked.shape[1]:
+        mark = direction(len(times), marked.shape[1]).to(marked)[None]
+        asked, wanted = torch.cat([asked, mark]), torch.cat([wanted, -mark @ marked.T])
     # Parallel targets, as those of an unrounded schedule are, need one factor together.
-    left, sizes, right = torch.linalg.svd(targets[kept], full_matrices=False)
+    left, sizes, right = torch.linalg.svd(wanted, full_matrices=False)
     rank = max(1, int((sizes > 1e-12 * sizes[0]).sum()))
     return Bake(
         layer=layer,
-        down=left[:, :rank].T @ torch.linalg.pinv(features[kept]).T,
+        down=left[:, :rank].T @ torch.linalg.pinv(asked).T,
         up=right[:rank].T * sizes[:rank],
         features=features,
         targets=targets,

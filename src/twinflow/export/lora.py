@@ -111,7 +111,7 @@ def to_lora(
         )
     exported = note(pipe, times, kind="lora", residual=residual)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **exported.as_metadata()}
     if format == "diffusers":
         weights = _diffusers_keys(factors)
         metadata |= _diffusers_metadata(factors)

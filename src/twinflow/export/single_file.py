@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def to_single_file(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> Expo
     stock, exported = baked_stock(pipe, nfe=nfe, exact_times=True)
     weights = original_state_dict(stock.transformer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "twinflow_export": json.dumps(asdict(exported))}
+    metadata = {"format": "pt", **exported.as_metadata()}
     if type(stock).__name__ in SETTINGS:
         metadata["config"] = json.dumps({"transformer": SETTINGS[type(stock).__name__]})
     save_tensors(weights, path, metadata=metadata)

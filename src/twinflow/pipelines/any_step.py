@@ -53,6 +53,10 @@ class AnyStepPipeline:
         if self.exported is not None and target_time:
             raise TwinflowError(self.exported.refusal(name or "this pipeline"))
         self.adapter = adapter_for(pipe, fold_padding=fold_padding, call=call)
+        if self.exported is None and not tt.has_target_time(pipe.transformer):
+            self.exported = Exported.of_weights(pipe.transformer, self.adapter.wiring.time_path.mlp)
+            if self.exported is not None and target_time:
+                raise TwinflowError(self.exported.refusal(name or "this pipeline"))
         if target_time and not tt.has_target_time(pipe.transformer):
             path = self.adapter.wiring.time_path
             tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)

@@ -24,7 +24,7 @@ from twinflow.errors import TwinflowError
 from twinflow.hub import hub_or_cache
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
-from twinflow.pipelines.exported import EXPORT_FILE
+from twinflow.pipelines.exported import EXPORT_FILE, Exported
 from twinflow.pipelines.lora import LoraSettings
 from twinflow.tensor_files import let_read, save_tensors
 
@@ -99,6 +99,14 @@ class Manifest:
 def check_name(path_or_id: str | Path) -> None:
     """:class:`TwinflowError` for what is neither the folder of a pipeline nor can be the name of one on the hub."""
     folder = Path(path_or_id)
+    if folder.is_file():
+        exported = Exported.of_file(folder)
+        if exported is not None:
+            raise TwinflowError(exported.refusal(folder, one_file=True))
+        raise TwinflowError(
+            f"{folder} is a file, and a model is a folder in diffusers' format, or a model on the hub: let diffusers "
+            "open the file (from_single_file, or load_lora_weights), and save the pipeline (save_pretrained)"
+        )
     if not folder.is_dir():
         if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path_or_id)):
             raise TwinflowError(

@@ -1,6 +1,7 @@
 """What says that a folder is an export: a network that is right for one number of steps only.
 
-That is a note beside it. Where the note was lost, as when diffusers itself saves an export anew, the scheduler says it.
+That is a note beside it, or in the metadata of its one file. Where the note was lost, as when diffusers itself saves an
+export anew, the scheduler says it, and where that was replaced, the weights do (:mod:`twinflow.pipelines.mark`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from twinflow.errors import TwinflowError
+from twinflow.pipelines.absent import where_the_weights_are
+from twinflow.pipelines.mark import marked_steps
 from twinflow.sampling import SamplerSettings, Schedule, few_step_times
 
 EXPORT_FILE = "twinflow_export.json"
+METADATA_KEY = "twinflow_export"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # The scheduler of every export: no shift of any kind, and the number of steps. All but the first two are read for
 # dynamic shifting alone, which is off, and no model is published with these values: they have no effect, and go where
@@ -65,6 +71,26 @@ class Exported:
         return cls(kind="diffusers", nfe=nfe, times=few_step_times(nfe))
 
     @classmethod
+    def of_weights(cls, transformer: Any, time_mlp: str) -> Exported | None:
+        """What the weights of a stock transformer say, whose time MLP is ``time_mlp``, or None if they say nothing."""
+        nfe = where_the_weights_are(transformer, lambda: marked_steps(transformer, time_mlp))
+        return None if nfe is None else cls(kind="diffusers", nfe=nfe, times=few_step_times(nfe))
+
+    @classmethod
+    def of_file(cls, file: str | Path) -> Exported | None:
+        """What the metadata of a safetensors file says: an exported transformer, or LoRA; None if it says nothing."""
+        try:
+            with safe_open(file, "pt") as opened:
+                said = (opened.metadata() or {}).get(METADATA_KEY)
+            return None if said is None else cls(**json.loads(said))
+        except (OSError, SafetensorError, ValueError, TypeError):  # of no export, or of another version
+            return None
+
+    def as_metadata(self) -> dict[str, str]:
+        """What a safetensors file carries so that :meth:`of_file` knows it."""
+        return {METADATA_KEY: json.dumps(asdict(self))}
+
+    @classmethod
     def _of_scheduler_file(cls, file: Path) -> Exported | None:
         try:
             config = json.loads(file.read_text())
@@ -72,9 +98,13 @@ class Exported:
             return None
         return cls.of_scheduler(config) if isinstance(config, dict) else None
 
-    def refusal(self, folder: str | Path) -> str:
-        """What to say to someone who wants to train it, or to draw with an exported LoRA."""
-        ours = "" if self.kind == "lora" else ", or AnyStepPipeline.from_pretrained(…, target_time=False)"
+    def refusal(self, folder: str | Path, *, one_file: bool = False) -> str:
+        """What to say to someone who wants to train it, or to draw with an exported LoRA or a single file."""
+        ours = (
+            ""
+            if self.kind == "lora" or one_file
+            else ", or AnyStepPipeline.from_pretrained(…, target_time=False)"
+        )
         return (
             f"{folder} is an export for {self.nfe} {'step' if self.nfe == 1 else 'steps'}: its target time is "
             "folded into the weights, so that it is no velocity field any more and can't be trained on. Train "

@@ -69,6 +69,11 @@ def find_time_mlp(transformer: Any) -> str:
     for path in TIME_MLP_PATHS:
         if path in modules and len(linears(modules[path])) == 2:
             return path
+        if any(name.startswith(f"{path}.") and ".lora_" in name for name in modules):
+            raise TwinflowError(
+                f"{type(transformer).__name__} has an adapter on its time MLP, {path}, which another library loaded: "
+                "make it part of the weights (pipe.fuse_lora(), then pipe.unload_lora_weights()) or take it off"
+            )
     raise TwinflowError(
         f"no time MLP found in {type(transformer).__name__}: looked for a module with two Linear layers at "
         + ", ".join(TIME_MLP_PATHS)

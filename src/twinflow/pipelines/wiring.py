@@ -18,11 +18,15 @@ from torch import Tensor
 
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.absent import where_the_weights_are
+from twinflow.pipelines.condition import same
 from twinflow.pipelines.time_path import TimePath, TimeRecorder, affine_fit
 from twinflow.pipelines.watching import PROBE_SIGMAS, NetworkCall, SchedulerStep, Watcher, run_stock
 
 # Two prompts of different lengths: what differs between one and two rows, and whether text is masked, shows.
 PROMPTS = ("a", "a longer prompt")
+# What transformers with a target time of their own call it, and what in a configuration says that one is used.
+TARGETS = ("r_timestep", "timestep_r", "target_timestep")
+NATIVE = ("use_meanflow", "flow_map")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +145,17 @@ def check_kind(pipe: Any) -> None:
             f"prediction_type = {config.get('prediction_type')!r}; looked for a FlowMatch scheduler or "
             "prediction_type = 'flow_prediction'"
         )
-    network = pipe.transformer.config
-    native = [key for key in ("use_meanflow", "flow_map") if network.get(key)]
+    known = inspect.signature(type(pipe.transformer).forward).parameters
+    native = [f"{key} = True in its configuration" for key in NATIVE if pipe.transformer.config.get(key)]
+    native += [
+        f"its forward needs {key}"
+        for key in TARGETS
+        if key in known and known[key].default is known[key].empty
+    ]
     if native:
         raise TwinflowError(
-            f"{type(pipe.transformer).__name__} has a target time of its own ({native[0]} = True in its "
-            "configuration): it generates in few steps already, and is not driven by this version"
+            f"{type(pipe.transformer).__name__} has a target time of its own ({native[0]}): it generates in few steps "
+            "already, and is not driven by this version"
         )
 
 
@@ -177,6 +186,7 @@ def _discover(pipe: Any, prompts: tuple[str, ...], call: dict[str, Any]) -> Wiri
         raise _NotFound(f"it makes {len(calls)} network calls in {len(steps)} steps, expected one a step")
     state, tail_axis = _find_state(calls[0], steps[0])
     time, offset, slope = _find_time(calls, steps, state=state)
+    _check_constant(pipe, calls, but=(state, time))
     sample, arguments = steps[0].sample, calls[0].arguments
     rows = tuple(
         name
@@ -254,6 +264,18 @@ def _find_time(
     raise _NotFound(
         f"none of its transformer's arguments ({', '.join(calls[0].arguments)}) is an affine function of the time"
     )
+
+
+def _check_constant(pipe: Any, calls: list[NetworkCall], *, but: tuple[str, str]) -> None:
+    """What is neither state nor time is a condition, recorded once: another time among it would stand still."""
+    first_call, *others = [call.arguments for call in calls]
+    names = [name for name in first_call if name not in but]
+    moving = [name for name in names if not all(same(first_call[name], other.get(name)) for other in others)]
+    if moving:
+        raise TwinflowError(
+            f"{type(pipe).__name__} gives its transformer another {' and '.join(moving)} in each step, besides "
+            f"the time ({but[1]}): what is neither has to stay the same in all steps, so it can't be driven"
+        )
 
 
 def _has_rows(value: Any, batch: int) -> bool:
