@@ -186,6 +186,10 @@ class Trainer:
             sharing=sharing,
         )
         self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
+        if recipe.checkpoint.background and not self.layout.sharded:
+            self._display.line(
+                "checkpoint.background: this run is not sharded, and waits while checkpoints are written"
+            )
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
         self.processes.barrier()  # no one looks any more whether the folder is free
