@@ -21,9 +21,8 @@ from twinflow.tensor_files import save_tensors
 
 STATE_FILE = "state.json"
 FORMAT = 1
-PATIENCE = (
-    90.0  # seconds, in which a network's disk shows what another machine has written: NFS asks again after 60
-)
+# Seconds, in which a network's disk shows what another machine has written: NFS asks again after 60, as a rule.
+PATIENCE = 90.0
 
 
 @dataclass(kw_only=True)
