@@ -81,6 +81,25 @@ def test_a_lora_is_a_small_folder_that_draws_and_can_be_trained_on(tmp_path: Pat
     assert AnyStepPipeline.from_pretrained(full).lora is None
 
 
+def test_frozen_parameters_keep_their_values(tmp_path: Path) -> None:
+    """Those whose names fit a pattern of ``model.freeze``, in the run and in the saved pipeline, which is its average;
+    all others are trained, but for the queries of the last block's text, which nothing asks for."""
+    changes = ["data.length=24", "preview.every=0", "ema.decay=0.9", f"output={tmp_path}"]
+    freeze = 'model.freeze=["*.norm1*.linear.*", "context_embedder.*"]'
+    trainer = build_trainer(load_recipe(RECIPES / "shapeworld_twinflow.yaml", [*SHORT, *changes, freeze]))
+    network = trainer.pipe.network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    result = trainer.run()
+    kept = {name for name, p in network.named_parameters() if torch.equal(p, before[name])}
+    named = {n for n in before if (".norm1" in n and ".linear." in n) or "context_embedder." in n}
+    assert len(named) == 11 * 2 * 2 + 2
+    assert named <= kept
+    assert all(".10.attn.add_q_proj." in n or ".10.attn.norm_added_q." in n for n in kept - named)
+    assert result.pipeline is not None
+    saved = AnyStepPipeline.from_pretrained(result.pipeline).network
+    assert {name for name, p in saved.named_parameters() if torch.equal(p, before[name])} == kept
+
+
 def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     changes = ("data.length=24", "preview.every=0", "model.quantize=int8")

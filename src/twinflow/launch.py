@@ -268,8 +268,10 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
 def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Trainer:
     """The trainer of ``recipe``, its data and its model; ``options`` are further arguments of :class:`Trainer`."""
     # What can't be gone on with, or not by these processes, is refused before anything is loaded.
-    checkpoint = RunFolder(recipe).resume_from(resume)
+    folder = RunFolder(recipe)
+    checkpoint = folder.resume_from(resume)
     place, shards = check_layout(recipe, recipe.build_objective(), torch.device(device_of(recipe)))
+    folder.check_shared(checkpoint, place, sharded=shards > 1)
     if checkpoint is not None:
         check_processes(checkpoint, recipe, place, shards=shards)
     torch.manual_seed(recipe.train.seed)

@@ -8,22 +8,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from families import FAMILIES
 from together import take_part
+from twinflow.errors import TwinflowError
 from twinflow.objectives import Step, TwinFlow
 from twinflow.recipes.sections import Optimizer
-from twinflow.training import Trainer
+from twinflow.training import Trainer, checkpoint
+from twinflow.training.checkpoint import CheckpointFolder, Snapshot
 from twinflow.training.networks import Trained
 from twinflow.training.optim import Optimizers
+from twinflow.training.processes import Processes
 from twinflow.training.randomness import seed_all
-from twinflow.training.sharded_checkpoint import named_slices
+from twinflow.training.run_folder import RunFolder
+from twinflow.training.sharded_checkpoint import ShardedCheckpoints, named_slices
 from twinflow.training.shards import as_cut, local, sharded_parameters, slice_of
 
 from .test_families import NO_PROMPT, Noises, opened
@@ -33,6 +39,8 @@ FAMILY = FAMILIES["sd3"]
 STEPS, LR, EPS = 4, 1e-2, 1e-2
 ON_SLICES: tuple[Any, ...] = ("adamw", "radam", "adafactor", "adamw8bit", "adamw4bit")
 FEW_BITS = {"name": "adamw8bit", "lr": LR, "eps": EPS}
+# As recipes/models/qwen_image_full.yaml: bf16 weights and averages, rounded by chance, and moments in eight bits.
+BF16: dict[str, Any] = {"optimizer": FEW_BITS, "model": {"path": "tiny", "dtype": "bf16"}}
 NO_CLIP = {"lr": LR, "eps": EPS, "clip": None}
 # Variants of the recipe: what is trained, and on what.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -125,24 +133,97 @@ def several(folder: Path, variant: str, parallel: dict[str, Any], **sections: An
 
 def check_equal(folder: Path, name: str, variant: str, parallel: dict[str, Any], **sections: Any) -> None:
     """Train, and leave what came out for the test to compare."""
-    run = several(folder / f"{name}_run", variant, parallel)
-    found = outcome(run)
+    run = several(folder / f"{name}_run", variant, parallel, **sections)
+    with CommDebugMode() as gathering:
+        found = outcome(run)
     losses: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(losses, found["losses"])
     found["losses"] = [losses[i % len(losses)][i // len(losses)] for i in range(len(losses) * STEPS)]
     found["held"] = sum(local(p).numel() for p in run.pipe.network.parameters())
+    found["averaged"] = sum(t.numel() for t in run.averages.drawn.state_dict()[0].values())
+    with CommDebugMode() as averaging:
+        run.averages.update()
+    found["sent"] = gathering.get_total_counts(), averaging.get_total_counts()
     if dist.get_rank() == 0:
         torch.save(found, folder / f"{name}.pt")
 
 
-def check_saved(folder: Path, name: str, steps: int, background: bool, **sections: Any) -> None:
+def check_alike(folder: Path, name: str, parallel: dict[str, Any]) -> None:
+    """bf16 weights, rounded by chance in each process: those that hold the same hold the same bits."""
+    run = several(folder / f"{name}_run", "full", parallel, train={"steps": 2, "batch": 2}, **BF16)
+    snapshot = run.state.snapshot()
+    tensors = {f"{g}/{n}": t for g, group in snapshot.tensors.items() for n, t in group.items()}
+    assert all(
+        t.dtype == torch.bfloat16 for n, t in tensors.items() if n.startswith(("weights/", "average/"))
+    )
+    cut = sharded_parameters(run.pipe.network)
+    for name, start in opened(FAMILY, run.recipe).network.named_parameters():
+        weight = snapshot.tensors["weights"].get(name)
+        if weight is not None and weight.numel() > 64:
+            assert not torch.equal(weight, slice_of(start, cut[name]) if name in cut else start), (
+                "it has moved"
+            )
+    own = {
+        n: t.reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in tensors.items() if "random_" not in n
+    }
+    layout = run.layout
+    place = layout.mesh.get_local_rank("shard") if layout.sharded else 0  # of the slices
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, (place, own))
+    count = layout.mesh["shard"].size() if layout.sharded else 1
+    assert sorted(other for other, _ in held) == sorted([*range(count)] * (len(held) // count))
+    for other, parts in held:
+        assert (parts == own) == (other == place)
+
+
+def save(writer: ShardedCheckpoints, snapshot: Snapshot, parameters: dict[str, DTensor]) -> None:
+    writer.save(2, snapshot, parameters)
+    writer.finish()
+
+
+def check_two_disks(folder: Path) -> None:
+    """An output that each process has for itself is refused: before the first step, when they would go on from
+    different checkpoints, and before a checkpoint is given its name of which the first sees a part alone."""
+    kept, checkpoint.PATIENCE = checkpoint.PATIENCE, 0.0
+    rank, disk = dist.get_rank(), folder / "disks" / f"disk_{dist.get_rank()}"
+    settings = recipe(disk, "full", parallel={"mode": "shard"})
+    place = Processes.current()
+    with pytest.raises(TwinflowError, match="process 1 does not see .* disk that all machines share"):
+        RunFolder(settings).check_shared(None, place, sharded=True)
+    assert not any(disk.glob("*"))
+    found = None if rank else folder / "step_00000002"
+    with pytest.raises(
+        TwinflowError, match="go on from step_00000002, and process 1 from the start: put output"
+    ):
+        RunFolder(settings).check_shared(found, place, sharded=False)
+    RunFolder(settings).check_shared(None, place, sharded=False)
+
+    network = nn.Linear(4, 4)
+    fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",)))
+    cut = sharded_parameters(network)
+    for background in (False, True):
+        saved = CheckpointFolder(disk / "checkpoints", keep=1)
+        saved.path.mkdir(parents=True, exist_ok=True)
+        if rank:
+            saved.begin(2, needed=0)  # which on one disk the first does for all
+        snapshot = Snapshot(tensors={"weights": {n: local(p) for n, p in cut.items()}}, state={})
+        writer = ShardedCheckpoints(saved, place, background=background)
+        with pytest.raises(TwinflowError, match=r"process 1 has written, .* is not there .* machines share"):
+            save(writer, snapshot, cut)
+        assert saved.latest() is None
+    checkpoint.PATIENCE = kept
+
+
+def check_saved(
+    folder: Path, name: str, steps: int, background: bool, keep: int = 9, **sections: Any
+) -> None:
     """Train to step ``steps`` in the run ``name``, on from its last checkpoint if it has one."""
     several(
         folder / name,
         "full",
         {"mode": "shard"},
         train={"steps": steps, "batch": 2},
-        checkpoint={"every": 2, "keep": 9, "background": background},
+        checkpoint={"every": 2, "keep": keep, "background": background},
         **sections,
     )
 
@@ -221,17 +302,31 @@ CHECKS: dict[str, Any] = {
     "image_free": lambda folder: check_equal(folder, "image_free", "image_free", {"mode": "shard"}),
     "lora": lambda folder: check_equal(folder, "lora", "lora", {"mode": "shard"}),
     "in_backward": lambda folder: check_equal(folder, "in_backward", "in_backward", {"mode": "shard"}),
+    "on_host": lambda folder: check_equal(
+        folder, "on_host", "full", {"mode": "shard"}, ema={"on_host": True}
+    ),
+    "image_free_whole": lambda folder: check_equal(
+        folder, "image_free_whole", "image_free", {"mode": "replicate"}
+    ),
+    "lora_whole": lambda folder: check_equal(folder, "lora_whole", "lora", {"mode": "auto"}),
+    "in_backward_whole": lambda folder: check_equal(
+        folder, "in_backward_whole", "in_backward", {"mode": "replicate"}
+    ),
     "slices": check_slices,
-    "hybrid": lambda folder: check_equal(folder, "hybrid", "full", {"mode": "hybrid", "shard_size": 2}),
+    "machines": lambda folder: check_equal(folder, "machines", "full", {"mode": "hybrid"}),
+    "alike": lambda folder: check_alike(folder, "alike", {"mode": "replicate"}),
+    "alike_hybrid": lambda folder: check_alike(folder, "alike_hybrid", {"mode": "hybrid", "shard_size": 2}),
+    "two_disks": check_two_disks,
     "straight": lambda folder: check_saved(folder, "saved", 6, False),
     "background": lambda folder: check_saved(folder, "background", 6, True),
     "bf16_shard": lambda folder: check_bf16(folder, "shard"),
     "bf16_replicate": lambda folder: check_bf16(folder, "replicate"),
     "back": check_back,
     "four": lambda folder: check_equal(folder, "four", "full", {"mode": "shard"}),
-    "few_bits": lambda folder: check_saved(folder, "few_bits", 4, False, optimizer=FEW_BITS),
-    "few_bits_first": lambda folder: check_saved(folder, "few_bits_cut", 2, False, optimizer=FEW_BITS),
-    "few_bits_second": lambda folder: check_saved(folder, "few_bits_cut", 4, False, optimizer=FEW_BITS),
+    "four_whole": lambda folder: check_equal(folder, "four_whole", "full", {"mode": "replicate"}),
+    "few_bits": lambda folder: check_saved(folder, "few_bits", 4, True, keep=1, **BF16),
+    "few_bits_first": lambda folder: check_saved(folder, "few_bits_cut", 2, False, keep=1, **BF16),
+    "few_bits_second": lambda folder: check_saved(folder, "few_bits_cut", 4, False, keep=1, **BF16),
     "first": lambda folder: check_saved(folder, "cut", 2, False),
     "second": lambda folder: check_saved(folder, "cut", 6, False),
 }

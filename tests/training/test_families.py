@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from families import FAMILIES, NAMES, Family
-from twinflow.launch import prepare
+from twinflow.launch import DTYPES, prepare
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import read_checkpoint
@@ -60,8 +60,9 @@ class Editing(AnyStepPipeline):
 
 
 def opened(family: Family, recipe: Any) -> AnyStepPipeline:
-    kind = Editing if family.edits else AnyStepPipeline
-    pipe = kind(family.stock(), call=family.call)
+    kind, stock = Editing if family.edits else AnyStepPipeline, family.stock()
+    stock.transformer.to(DTYPES[recipe.model.dtype])
+    pipe = kind(stock, call=family.call)
     torch.manual_seed(recipe.train.seed)
     prepare(pipe, recipe)
     return pipe

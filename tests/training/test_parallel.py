@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from together import run_together
+from together import run_on_machines, run_together
 from twinflow.config import make_recipe, recipe_dict
 from twinflow.errors import TwinflowError
+from twinflow.training import Trainer
 from twinflow.training.checkpoint import Snapshot
 from twinflow.training.metrics import read_metrics
 from twinflow.training.parallel import layout_of
 from twinflow.training.processes import Processes
+from twinflow.training.run_folder import RunFolder
 from twinflow.training.sharded_checkpoint import read_whole
 
-from .parallel_checks import FEW_BITS, ON_SLICES, STEPS, one_process, several
-from .tiny import tiny_recipe
+from .parallel_checks import BF16, ON_SLICES, STEPS, one_process, recipe, several
+from .tiny import Colors, TinyPipeline, tiny_recipe
 
 # Unit roundoff of fp32 is 6e-8. Sums of up to 2**9 terms in another order give gradients, losses and norms that differ
 # by some roundoffs, at most sqrt(2**9) of them as a rule: 1.4e-6 of their size. The gradient is clipped to a norm of
@@ -27,7 +32,19 @@ from .tiny import tiny_recipe
 RELATIVE = 22 * 6e-8
 WEIGHTS = STEPS * 0.5 * RELATIVE
 
-TWO = ["replicate", "shard", "kept", "frozen", "image_free", "lora", "in_backward", "slices"]
+EQUAL = {  # checks of two processes, and the variant of one that they are compared with
+    "replicate": "full",
+    "shard": "full",
+    "kept": "full",
+    "on_host": "full",
+    "frozen": "frozen",
+    "image_free": "image_free",
+    "image_free_whole": "image_free",
+    "lora": "lora",
+    "lora_whole": "lora",
+}
+IN_BACKWARD = ["in_backward", "in_backward_whole"]
+TWO = [*EQUAL, *IN_BACKWARD, "slices", "alike", "two_disks"]
 SAVED = [
     "straight",
     "background",
@@ -79,20 +96,21 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["replicate", "shard", "kept", "frozen", "image_free", "lora"])
+@pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_are_one(name: str, folder: Path, oracle: Any) -> None:
-    """Losses, norms before the clip, weights and average; ``kept``: on the host, and not cut again in between."""
-    found = torch.load(folder / f"{name}.pt")
-    expected = oracle(name if name in ("frozen", "image_free", "lora") else "full", 2)
-    assert_equal(found, expected)
-    assert max(expected["norms"]) > 0.5 or name == "lora", "the clip has an effect"
+    """Losses, norms before the clip, weights and average; ``kept``: on the host, and not cut again in between;
+    ``on_host``: its average; ``whole``: replicated."""
+    expected = oracle(EQUAL[name], 2)
+    assert_equal(torch.load(folder / f"{name}.pt"), expected)
+    assert max(expected["norms"]) > 0.5 or EQUAL[name] == "lora", "the clip has an effect"
 
 
 @pytest.mark.slow
-def test_updates_in_backward_on_slices(folder: Path, oracle: Any) -> None:
+@pytest.mark.parametrize("name", IN_BACKWARD)
+def test_updates_in_backward(name: str, folder: Path, oracle: Any) -> None:
     """A block is updated when its gradients have been added up; as after the backward, in one process."""
     expected = oracle("no_clip", 2)
-    assert_equal(torch.load(folder / "in_backward.pt"), expected, largest=max(expected["norms"]))
+    assert_equal(torch.load(folder / f"{name}.pt"), expected, largest=max(expected["norms"]))
 
 
 @pytest.mark.slow
@@ -112,7 +130,14 @@ def test_optimisers_on_slices(name: str, in_backward: bool, folder: Path) -> Non
 
 @pytest.mark.slow
 def test_each_process_holds_its_share(folder: Path) -> None:
-    assert torch.load(folder / "shard.pt")["held"] * 2 == torch.load(folder / "replicate.pt")["held"]
+    """Of the average too, which is moved where it is: nothing is sent for it, as is to put it together."""
+    cut, whole = (torch.load(folder / f"{name}.pt") for name in ("shard", "replicate"))
+    assert cut["held"] * 2 == whole["held"]
+    assert cut["averaged"] * 2 == whole["averaged"] == sum(t.numel() for t in whole["average"].values())
+    assert whole["sent"] == (0, 0)
+    assert cut["sent"][0] > 0
+    for name in ("shard", "on_host", "lora"):
+        assert torch.load(folder / f"{name}.pt")["sent"][1] == 0
 
 
 @pytest.mark.slow
@@ -142,26 +167,65 @@ def test_pictures_are_drawn_in_parts(mode: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_moments_in_few_bits(folder: Path) -> None:
-    """Blocks of moments are those of the slices: exactly resumed by as many processes, refused by another number."""
+    """Blocks of moments are those of the slices: exactly resumed by as many processes, refused by another number.
+    Weights and average are bf16, and rounded as the uninterrupted run rounds them."""
     assert_same(*(folder / name / "checkpoints" / "step_00000004" for name in ("few_bits", "few_bits_cut")))
+    held = everything(read_whole(folder / "few_bits" / "checkpoints" / "step_00000004"))
+    for group in ("weights/", "average/"):
+        assert {t.dtype for name, t in held.items() if name.startswith(group)} == {torch.bfloat16}
     with pytest.raises(TwinflowError, match="written by 2 processes, and there are 1"):
         several(
             folder / "few_bits",
             "full",
             {"mode": "shard"},
             train={"steps": 5, "batch": 2},
-            optimizer=FEW_BITS,
+            **BF16,
         )
 
 
 @pytest.mark.slow
+def test_only_the_last_checkpoint_is_kept(folder: Path) -> None:
+    """With ``keep: 1``: written in the background, and by a resumed run."""
+    for name in ("few_bits", "few_bits_cut"):
+        found = {path.name for path in (folder / name / "checkpoints").iterdir()}
+        assert found == {"latest", "step_00000004"}
+
+
+@pytest.mark.slow
+def test_half_copied_slices_are_refused(folder: Path) -> None:
+    """As half of a plain checkpoint is: by name, before anything is loaded; without it, the one before is the last."""
+    run = shutil.copytree(folder / "cut", folder / "half")
+    settings = recipe(run, "full", parallel={"mode": "shard"}, train={"steps": 6, "batch": 2})
+    latest = run / "checkpoints" / "step_00000006"
+    first, second = sorted((latest / "slices").iterdir())
+    os.truncate(second, second.stat().st_size // 2)
+    with pytest.raises(TwinflowError, match=f"is half of a checkpoint: slices/{second.name} has"):
+        RunFolder(settings).resume_from()
+    second.unlink()
+    with pytest.raises(TwinflowError, match=f"slices/{second.name} has 0 bytes of"):
+        RunFolder(settings).resume_from(latest)
+    assert first.exists()
+    shutil.rmtree(latest)
+    assert RunFolder(settings).resume_from() == latest.with_name("step_00000004")
+
+
+@pytest.mark.slow
 def test_four_processes_are_one(tmp_path: Path, oracle: Any) -> None:
-    together(4, tmp_path, ["four", "hybrid"])
-    for name, parts in (("four", 4), ("hybrid", 2)):
+    """Two agents of torchrun start them, as two machines would: in ``machines`` each has a copy of its own."""
+    run_on_machines(
+        "training.parallel_checks",
+        machines=2,
+        each=2,
+        folder=tmp_path,
+        arguments=["four", "machines", "four_whole", "alike_hybrid"],
+        seconds=300,
+    )
+    for name, parts in (("four", 4), ("machines", 2), ("four_whole", 1)):
         found = torch.load(tmp_path / f"{name}.pt")
         assert_equal(found, oracle("full", 4))
         whole = sum(p.numel() for p in found["weights"].values())
-        assert found["held"] < whole / parts * 1.1
+        assert whole / parts <= found["held"] < whole / parts * 1.1
+        assert whole / parts <= found["averaged"] < whole / parts * 1.1
 
 
 def everything(snapshot: Snapshot) -> dict[str, Any]:
@@ -171,12 +235,17 @@ def everything(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def assert_same(one: Path, other: Path) -> None:
     first, second = everything(read_whole(one)), everything(read_whole(other))
     assert first.keys() == second.keys()
     for key, value in first.items():
         if isinstance(value, torch.Tensor):
-            assert value.numpy().tobytes() == second[key].numpy().tobytes(), key
+            assert value.dtype == second[key].dtype
+            assert bits(value) == bits(second[key]), key
         else:
             assert value == second[key], key
 
@@ -253,6 +322,21 @@ def test_what_can_not_be_sharded(sections: dict[str, Any], message: str, tmp_pat
 def test_bad_recipes(parallel: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(TwinflowError, match=message):
         tiny_recipe(tmp_path, parallel=parallel)
+
+
+def test_background_is_for_sharded_runs(tmp_path: Path) -> None:
+    """Refused where weights never are in shards, and said of a run whose weights turn out not to be."""
+    with pytest.raises(
+        TwinflowError, match="checkpoint.background = true is for sharded runs, got .*replicate"
+    ):
+        tiny_recipe(tmp_path, parallel={"mode": "replicate"}, checkpoint={"background": True})
+    said = io.StringIO()
+    for mode in ("auto", "shard"):
+        recipe = tiny_recipe(
+            tmp_path / mode, parallel={"mode": mode}, checkpoint={"background": True}, train={"steps": 1}
+        )
+        Trainer(recipe, TinyPipeline(), Colors(), console=Console(file=said, width=200)).run()
+    assert said.getvalue().count("checkpoint.background: this run is not sharded, and waits") == 2
 
 
 def test_one_process_is_never_sharded(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from together import TESTS
+from twinflow.training import Trainer
 from twinflow.training.metrics import read_metrics
 
 from .same import assert_same_tensors
 from .test_parallel import assert_same
+from .tiny import Colors, TinyPipeline, tiny_recipe
 
 
 def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen:
@@ -126,3 +128,70 @@ def test_a_process_that_fails_ends_the_run(tmp_path: Path) -> None:
         said = run.communicate(timeout=300)[0]
     assert run.returncode != 0
     assert "the sky has fallen" in said
+
+
+KILLED = """
+import os, signal, sys, threading, torch.distributed as dist, torch.distributed.checkpoint as dcp
+from training.tiny import Colors, TinyPipeline, tiny_recipe
+from twinflow.objectives import TwinFlow
+from twinflow.training import Trainer
+from twinflow.training.joining import joined
+
+held = threading.Event()
+
+class Killed(TwinFlow):
+    made = 0
+
+    def step(self, *arguments, **named):
+        self.made += 1
+        if dist.get_rank() == 1 and self.made == 5:  # the checkpoint of the step before is being written
+            held.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(*arguments, **named)
+
+write = dcp.HuggingFaceStorageWriter.write_data
+
+def write_or_wait(self, plan, planner):
+    if dist.get_rank() == 1 and "step_00000004" in str(self.path):
+        held.set()
+        threading.Event().wait()
+    return write(self, plan, planner)
+
+def train(name, built=None):
+    sections = {"parallel": {"mode": "shard"}, "checkpoint": {"every": 2, "keep": 9, "background": True}}
+    recipe = tiny_recipe(f"{sys.argv[1]}/{name}", train={"steps": 6}, **sections)
+    Trainer(recipe, TinyPipeline(), Colors(), objective=built).run()
+
+with joined(cuda=False):
+    train("straight")
+    dcp.HuggingFaceStorageWriter.write_data = write_or_wait
+    train("killed", Killed(guidance=0.3, teacher="ema"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """kill -9 of one process, which nobody starts again, ends the run with that; the checkpoint before the one that was
+    being written in the background is good, and gone on with."""
+    program = tmp_path / "killed.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{KILLED}")
+    with torchrun(str(program), str(tmp_path)) as run:
+        said = run.communicate(timeout=300)[0]
+    assert run.returncode not in (0, None), said
+    assert "SIGKILL" in said
+    folders = [tmp_path / name / "checkpoints" for name in ("straight", "killed")]
+    assert (folders[1] / ".writing-step_00000004").is_dir()
+    assert not (folders[1] / "step_00000004").exists()
+    assert_same(*(folder / "step_00000002" for folder in folders))
+
+    recipe = tiny_recipe(
+        tmp_path / "killed",
+        train={"steps": 6},
+        parallel={"mode": "shard"},
+        checkpoint={"every": 2, "keep": 9},
+    )
+    resumed = Trainer(recipe, TinyPipeline(), Colors()).run()
+    assert resumed.step == 6
+    steps = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
+    assert steps == [2, 4, 6]
+    assert not list(folders[1].glob(".*"))

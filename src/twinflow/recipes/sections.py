@@ -268,6 +268,11 @@ class Recipe(Section):
                 f"train.compile = {self.train.compile}: torch's compiler can leave most of an autoencoder without "
                 "gradients, and says nothing: set train.compile to false"
             )
+        if self.checkpoint.background and self.parallel.mode == "replicate":
+            raise ValueError(
+                "checkpoint.background = true is for sharded runs, got parallel.mode = 'replicate': set background to "
+                "false, or parallel.mode to 'auto', 'shard' or 'hybrid'"
+            )
         if self.optimizer.warmup_steps > self.train.steps:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} must not exceed "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from twinflow.tensor_files import save_tensors
 
 STATE_FILE = "state.json"
 FORMAT = 1
+# Seconds, in which a network's disk shows what another machine has written: NFS asks again after 60, as a rule.
+PATIENCE = 90.0
 
 
 @dataclass(kw_only=True)
@@ -178,6 +181,16 @@ def explained(path: Path, *, needed: int, leftover: Path) -> Iterator[None]:
             f"{path} could not be written ({error}). It needs {_size(needed)}, and {_size(free)} are free "
             "there. What was saved before is untouched: make room and run the same command again"
         ) from error
+
+
+def appears(file: Path) -> bool:
+    """Whether ``file``, which another process has written, is there, or comes to be within :data:`PATIENCE`."""
+    limit = time.monotonic() + PATIENCE
+    while not file.exists():
+        if time.monotonic() >= limit:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from twinflow.config import Recipe, load_recipe, recipe_dict, recipe_yaml
 from twinflow.errors import TwinflowError, check_place
 from twinflow.training.checkpoint import (
     CheckpointFolder,
+    appears,
     explained,
     read_state,
     replace_folder,
@@ -118,6 +120,38 @@ class RunFolder:
         if (run / "recipe.yaml").is_file():
             check_same_run(run, self.recipe)
         return found
+
+    def check_shared(self, checkpoint: Path | None, processes: Processes, *, sharded: bool) -> None:
+        """``TwinflowError`` unless all processes go on from the same ``checkpoint`` and, where they are ``sharded`` and
+        so write it together, see the same folder. Every process has to take part."""
+        remedy = "put output on a disk that all machines share"
+        names = processes.each(lambda: None if checkpoint is None else checkpoint.name)
+        for rank, name in enumerate(names):
+            if name != names[0]:
+                raise TwinflowError(
+                    f"output = {str(self.path)!r}: the first process would go on from {names[0] or 'the start'}, and "
+                    f"process {rank} from {name or 'the start'}: {remedy}"
+                )
+        if not sharded:
+            return
+        mark = self.path / processes.share(self._mark)
+        seen = processes.each(lambda: appears(mark))
+        if processes.is_main:
+            mark.unlink()
+        for rank, sees in enumerate(seen):
+            if not sees:
+                raise TwinflowError(
+                    f"output = {str(self.path)!r}: process {rank} does not see what the first one writes there, and "
+                    f"slices of a checkpoint are written by each: {remedy}"
+                )
+
+    def _mark(self) -> str:
+        """The name of a new and empty file."""
+        mark = self.path / f".seen-{uuid.uuid4().hex}"
+        with explained(mark, needed=0, leftover=self.path / ".nothing"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        return mark.name
 
     def claim(self, checkpoint: Path | None = None) -> None:
         """Write the resolved recipe and the versions of what runs it, and that it goes on from ``checkpoint``."""

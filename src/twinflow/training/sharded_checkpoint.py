@@ -18,11 +18,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
 from twinflow.errors import TwinflowError
-from twinflow.training.checkpoint import CheckpointFolder, Snapshot, read_checkpoint
+from twinflow.training.checkpoint import CheckpointFolder, Snapshot, appears, read_checkpoint
 from twinflow.training.processes import Processes
 from twinflow.training.shards import as_cut, local, slice_of
 
@@ -55,7 +56,7 @@ class ShardedCheckpoints:
             self.folder.begin(step, needed=snapshot.nbytes)
         self.processes.barrier()
         with _said(path):
-            writer = dcp.HuggingFaceStorageWriter(str(path / SLICES), save_distributed=True)
+            writer = SliceWriter(str(path / SLICES), save_distributed=True)
             if self.background:
                 # On a GPU the host's copy is another one anyway.
                 slices = {name: t.clone() if t.device.type == "cpu" else t for name, t in slices.items()}
@@ -82,6 +83,21 @@ class ShardedCheckpoints:
             self._pending = None
         if wait:
             self.processes.barrier()
+
+
+class SliceWriter(dcp.HuggingFaceStorageWriter):
+    """A save is over for all when the first process sees the files of each: what it does not see would not be missed
+    either, as it lists what belongs to a checkpoint."""
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        for rank, written in enumerate(results):
+            for name in {str(one.storage_data.relative_path) for one in written}:
+                if not appears(Path(self.path) / name):
+                    raise TwinflowError(
+                        f"what process {rank} has written, {name}, is not there for the first one: put output on a "
+                        "disk that all machines share"
+                    )
+        super().finish(metadata, results)
 
 
 def named_slices(snapshot: Snapshot, parameters: Mapping[str, DTensor], *, rank: int) -> dict[str, Tensor]:
