@@ -17,7 +17,7 @@ from typing import Any
 
 from twinflow.data.captioned_files import Problem
 from twinflow.data.folder import OnError, describe_problems
-from twinflow.data.parquet_columns import ParquetColumns
+from twinflow.data.shard_columns import ShardColumns
 from twinflow.errors import TwinflowError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ BUILDERS = {
     ".csv": "csv",
     ".arrow": "arrow",
 }
+COLUMNAR = ("parquet", "arrow")  # files that say of which types their columns are
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,12 @@ class Table:
     rows: Any  # datasets.Dataset, or datasets.IterableDataset if it is streamed
     files: list[Path] = field(default_factory=list)
     folder: Path | None = None
+    columns: ShardColumns | None = None  # of files that say of which types their columns are
+
+    def why_unreadable(self, file: Path, error: Exception) -> str:
+        """Why reading ``file`` ended in ``error``: where columns clash, which do, and how."""
+        clash = self.columns.why_clashing(file, whole=True) if self.columns is not None else None
+        return clash or f"{type(error).__name__}: {error}"
 
 
 def open_table(
@@ -77,7 +84,8 @@ def open_table(
         rows = _load(
             path, builder, split="train", streaming=streaming, data_files=names, **(options or {}), **more
         )
-        return Table(name=path, rows=rows, files=sound, folder=folder)
+        known = columns if builder in COLUMNAR else None
+        return Table(name=path, rows=rows, files=sound, folder=folder, columns=known)
 
     sound = _sound(path, files, why_broken, on_error)
     sound = [file for file in sound if not _has_no_row(file)]  # which ``datasets`` can't read
@@ -85,9 +93,10 @@ def open_table(
         raise TwinflowError(f"{path} has no row")
     more: dict[str, Any] = {}
     why = partial(why_unreadable_table, more=more)
+    columns = ShardColumns(first=sound[0], chosen=(options or {}).get("columns"))
     if builder == "parquet":
-        columns = ParquetColumns(first=sound[0], chosen=(options or {}).get("columns"))
         sound = _sound(path, sound, columns.why_clashing, on_error)
+    if builder in COLUMNAR:
         why = partial(columns.why_clashing, whole=True)
     try:
         return load(sound)
