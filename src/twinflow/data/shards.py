@@ -19,6 +19,7 @@ from twinflow.data.captioned_files import Problem
 from twinflow.data.folder import OnError, describe_problems
 from twinflow.data.shard_columns import ShardColumns
 from twinflow.errors import TwinflowError
+from twinflow.hub import hub_or_cache
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ def open_table(
     """
     files = local_files(path)
     if files is None:
-        return Table(name=path, rows=_load(path, path, split=split, streaming=streaming, **(options or {})))
+        settings = dict(options or {})
+        with hub_or_cache(path, fetched=_fetched(path, settings.get("cache_dir"))):
+            rows = _load(path, path, split=split, streaming=streaming, **settings)
+        return Table(name=path, rows=rows)
     if files == [Path(path)] and Path(path).is_dir():
         arrow = [file for file in saved_files(Path(path)) if file.suffix == ".arrow"]
         rows = _saved(path, split, streaming)
@@ -252,6 +256,13 @@ def _saved(path: str, split: str, streaming: bool) -> Any:
     except Exception as error:
         raise TwinflowError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     return table.to_iterable_dataset(num_shards=max(1, min(64, len(table)))) if streaming else table
+
+
+def _fetched(name: str, cache: str | None) -> Path:
+    """Where ``datasets`` keeps what it has fetched and prepared of the data set ``name`` on the hub."""
+    import datasets
+
+    return Path(cache or datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
 
 
 def _load(path: str, what: str, **arguments: Any) -> Any:
