@@ -14,13 +14,15 @@ from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.launch import build_trainer, launch
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.quantise import LIBRARIES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHORT = ["train.steps=2", "train.batch=4", "optimizer.warmup_steps=0", "log.tensorboard=false"]
 
 
-def run(name: str, output: Path, *changes: str) -> Path:
-    result = launch(load_recipe(RECIPES / f"{name}.yaml", [*SHORT, f"output={output}", *changes]))
+def run(name: str, output: Path, *changes: str, resume: str = "auto") -> Path:
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [*SHORT, f"output={output}", *changes])
+    result = launch(recipe, resume=resume)
     assert result.status == "finished"
     assert result.pipeline is not None
     return result.pipeline
@@ -81,11 +83,17 @@ def test_a_lora_is_a_small_folder_that_draws_and_can_be_trained_on(tmp_path: Pat
     assert AnyStepPipeline.from_pretrained(full).lora is None
 
 
-def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
-    changes = ("data.length=24", "preview.every=0", "model.quantize=int8")
-    lora = run("shapeworld_lora", tmp_path, *changes)
-    assert AnyStepPipeline.from_pretrained(lora).merged().lora is None
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path, kind: str) -> None:
+    """And the run that goes on from its first step is the run that never stopped."""
+    pytest.importorskip(LIBRARIES[kind])
+    changes = ("data.length=24", "preview.every=0", f"model.quantize={kind}", "checkpoint.every=1")
+    straight = run("shapeworld_lora", tmp_path / "straight", *changes)
+    first = tmp_path / "straight" / "checkpoints" / "step_00000001"
+    resumed = run("shapeworld_lora", tmp_path / "resumed", *changes, resume=str(first))
+    for file in straight.iterdir():
+        assert (resumed / file.name).read_bytes() == file.read_bytes(), file.name
+    assert AnyStepPipeline.from_pretrained(straight).merged().lora is None
 
 
 def test_the_stages_of_the_digits_follow_one_another(tmp_path: Path) -> None:
