@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.testing._internal.distributed import fake_pg as _fake_pg  # noqa: F401 - registers its backend
 
 from twinflow.config import load_recipe
@@ -14,13 +15,15 @@ from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.launch import build_trainer, launch
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.pipelines.quantise import LIBRARIES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHORT = ["train.steps=2", "train.batch=4", "optimizer.warmup_steps=0", "log.tensorboard=false"]
 
 
-def run(name: str, output: Path, *changes: str) -> Path:
-    result = launch(load_recipe(RECIPES / f"{name}.yaml", [*SHORT, f"output={output}", *changes]))
+def run(name: str, output: Path, *changes: str, resume: str = "auto") -> Path:
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [*SHORT, f"output={output}", *changes])
+    result = launch(recipe, resume=resume)
     assert result.status == "finished"
     assert result.pipeline is not None
     return result.pipeline
@@ -100,11 +103,19 @@ def test_frozen_parameters_keep_their_values(tmp_path: Path) -> None:
     assert {name for name, p in saved.named_parameters() if torch.equal(p, before[name])} == kept
 
 
-def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
-    changes = ("data.length=24", "preview.every=0", "model.quantize=int8")
-    lora = run("shapeworld_lora", tmp_path, *changes)
-    assert AnyStepPipeline.from_pretrained(lora).merged().lora is None
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_a_lora_of_a_quantised_base_is_put_on_the_plain_one(tmp_path: Path, kind: str) -> None:
+    """And the run that goes on from its first step is the run that never stopped."""
+    pytest.importorskip(LIBRARIES[kind])
+    changes = ("data.length=24", "preview.every=0", f"model.quantize={kind}", "checkpoint.every=1")
+    straight = run("shapeworld_lora", tmp_path / "straight", *changes)
+    first = tmp_path / "straight" / "checkpoints" / "step_00000001"
+    resumed = run("shapeworld_lora", tmp_path / "resumed", *changes, resume=str(first))
+    for file in straight.glob("*.safetensors"):
+        tensors, again = load_file(file), load_file(resumed / file.name)
+        assert tensors
+        assert all(torch.equal(value, again[name]) for name, value in tensors.items())
+    assert AnyStepPipeline.from_pretrained(straight).merged().lora is None
 
 
 def test_the_stages_of_the_digits_follow_one_another(tmp_path: Path) -> None:

@@ -218,6 +218,34 @@ def test_an_editing_model_is_trained_by_a_recipe(tmp_path: Path, caplog: pytest.
         launch(make_recipe(raw("other")))
 
 
+def test_an_editing_model_is_trained_without_targets(tmp_path: Path) -> None:
+    """Image-free: sources of two shapes and instructions are all that there is, encoded each time and cached."""
+    family = FAMILIES["flux2_klein"]
+    family.stock().save_pretrained(tmp_path / "model")
+    pictures, lines = tmp_path / "pictures", []
+    pictures.mkdir()
+    for i in range(4):
+        Image.new("RGB", (96, 64) if i % 2 else (64, 96), (60 * i, 90, 20)).save(pictures / f"{i}.png")
+        lines.append({"source": f"{i}.png", "text": "less red"})
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    call = family.call | {"height": 64, "width": 64, "image": str(pictures / "0.png")}
+    data = {"kind": "folder", "path": str(pictures), "size": 80, "buckets": True, "multiple": 32}
+    data |= {"pictures": False}
+    raw = recipe(tmp_path / "model", tmp_path / "online", data)
+    raw |= {"model": {"path": str(tmp_path / "model"), "call": call}, "train": {"steps": 2, "batch": 2}}
+    with pytest.raises(TwinflowError, match="prompts without pictures here: set objective.image_free = true"):
+        make_recipe(raw)
+    raw["objective"] = {"name": "twinflow", "image_free": True, "teacher": "frozen", "guidance": 1.0}
+    with pytest.raises(TwinflowError, match=r'it has no "file_name", the picture after the edit'):
+        launch(make_recipe(raw | {"data": data | {"pictures": True}}))
+    launch(make_recipe(raw))
+    raw |= {"output": str(tmp_path / "cached"), "data": data | {"cache": str(tmp_path / "cache")}}
+    cache(make_recipe(raw))
+    launch(make_recipe(raw))
+    assert len(losses(tmp_path / "online")) == 2
+    assert losses(tmp_path / "cached") == losses(tmp_path / "online")
+
+
 def test_a_size_that_the_autoencoder_does_not_divide(tmp_path: Path, model: Path, pictures: Path) -> None:
     data = {"kind": "folder", "path": str(pictures), "size": 15}
     with pytest.raises(TwinflowError, match=r"divisible|divide"):

@@ -1,4 +1,4 @@
-"""The hub of models, where it can't be reached: said at once, and models that were fetched before are opened."""
+"""The hub, where it can't be reached: said at once, and what was fetched before is opened."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hub_or_cache(name: str | Path) -> Iterator[None]:
-    """While the model ``name`` is opened: where the hub can't be reached, its client is told so.
+def hub_or_cache(name: str | Path, *, fetched: Path | None = None) -> Iterator[None]:
+    """While ``name`` is opened, a model, or a data set that was ``fetched`` to this folder if it was: where the hub
+    can't be reached, its client is told so.
 
     By itself it would try six times for each file, and speak of each try, also of files that it has. Nothing happens
-    for a folder. :class:`TwinflowError` if the client has nothing of the model.
+    for a folder. :class:`TwinflowError` if the client has nothing of it.
     """
     from huggingface_hub import constants
 
@@ -27,7 +28,7 @@ def hub_or_cache(name: str | Path) -> Iterator[None]:
     try:
         ask()
     except Exception as error:  # of whichever library the client speaks HTTP by
-        if not (model_cache(str(name)) / "snapshots").is_dir():
+        if not (fetched or model_cache(str(name)) / "snapshots").is_dir():
             raise TwinflowError(
                 f"{name} is no folder here, and the hub can't be reached ({constants.ENDPOINT}: {error}): see to the "
                 "network, or name a folder"

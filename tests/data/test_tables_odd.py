@@ -189,9 +189,23 @@ def test_shards_that_can_be_brought_together_are(tmp_path: Path) -> None:
     assert captions(opened(tmp_path, options=chosen))[-1] == "h"
 
 
-def test_the_shard_whose_values_do_not_fit_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_the_shard_whose_values_do_not_fit_is_named(tmp_path: Path, kind: str, streaming: bool) -> None:
+    """With the column, not in the words of pyarrow, also where it is come to in the middle of a stream."""
     pictures = [{"bytes": png(2), "path": None}] * 2
-    write_table(tmp_path / "a.parquet", image=pictures, text=[1, 2])
-    write_table(tmp_path / "b.parquet", image=pictures, text=["1", "two"])
-    with pytest.raises(TwinflowError, match=r"b.parquet: .*text of string, there of int64"):
-        opened(tmp_path)
+    for name, texts in (("a", [1, 2]), ("b", ["1", "two"])):
+        table = pa.table({"image": pictures, "text": texts})
+        if kind == "parquet":
+            parquet.write_table(table, tmp_path / f"{name}.parquet")
+            continue
+        with pa.ipc.new_stream(tmp_path / f"{name}.arrow", table.schema) as writer:
+            writer.write_table(table)
+
+    def read() -> None:
+        StreamOrder(opened(tmp_path, streaming=streaming), batch=4, seed=0).next_rows()
+
+    said = rf"b.{kind}.* cannot be read.*text of string, there of int64"
+    with pytest.raises(TwinflowError, match=said) as caught:
+        read()
+    assert "Arrow" not in str(caught.value)

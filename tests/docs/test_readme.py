@@ -78,7 +78,7 @@ def test_your_own_model(tmp_path, monkeypatch):
         else:
             typed += [type_in(line) for line in text.splitlines()]
     assert [name for name in typed if name] == [
-        "python", "plan", "cache", "train", "train", "sample", "export", "export"
+        "python", "train", "plan", "cache", "train", "train", "sample", "export", "export"
     ]  # fmt: skip
     assert len(list(Path("pictures").glob("*.png"))) == 6
     assert Image.open("stock.png").size == (32, 32)

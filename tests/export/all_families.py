@@ -29,9 +29,6 @@ def trained(name: str, **options) -> AnyStepPipeline:
     small_sources()
     family = FAMILIES[name]
     stock = family.stock()
-    if hasattr(stock, "processor"):
-        # It has no video part (which needs torchvision), without which it can't be saved.
-        stock.processor.save_pretrained = lambda folder, **kwargs: stock.tokenizer.save_pretrained(folder)
     return train_branch(AnyStepPipeline(stock, call=family.call, **options))
 
 

@@ -47,8 +47,6 @@ def open_pipeline(folder):
     index = json.loads((folder / "model_index.json").read_text())
     parts = {}
     if "processor" in index:
-        index["processor"] = ["transformers", "Qwen2VLProcessor"]  # what a real folder says
-        (folder / "model_index.json").write_text(json.dumps(index))
         parts["processor"] = edit_processor(folder)
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **parts)
     pipe.set_progress_bar_config(disable=True)

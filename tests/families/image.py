@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -215,12 +217,22 @@ def qwen_edit() -> Any:
     from transformers import Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    class Processor(Qwen2VLProcessor):
-        """Without the video processor, which needs torchvision and which pictures do not."""
+    def save_pretrained(self: Any, folder: Any, **_: Any) -> None:
+        """The files of a real folder, its part for videos included."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        Path(folder, "chat_template.jinja").write_text(self.chat_template)
+        Path(folder, "video_preprocessor_config.json").write_text(
+            json.dumps({"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 14})
+        )
 
-        def check_argument_for_proper_class(self, argument_name: str, argument: object) -> None:
-            return None
-
+    # Without the video processor, which needs torchvision and which pictures do not.
+    own = {
+        "check_argument_for_proper_class": lambda self, name, part: None,
+        "save_pretrained": save_pretrained,
+        "__module__": Qwen2VLProcessor.__module__,
+    }
+    Processor = type("Qwen2VLProcessor", (Qwen2VLProcessor,), own)
     made = _qwen_parts(zero_cond_t=True)
     tokenizer = made["tokenizer"]
     processor = Processor(

@@ -13,11 +13,8 @@ from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.left_out import StandIn, left_out, recorded
 from twinflow.sampling import seeded_noise
 
-# The edit pipeline has a processor that is made for these tests, which no folder can hold.
-LOADABLE = [name for name in NAMES if name != "qwen_edit"]
 
-
-@pytest.mark.parametrize("name", LOADABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_field_is_the_same_without_encoders(tmp_path: Path, name: str) -> None:
     family, folder, record = FAMILIES[name], tmp_path / "model", tmp_path / "opening.safetensors"
     family.stock().save_pretrained(folder, safe_serialization=True)

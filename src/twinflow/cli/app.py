@@ -31,6 +31,10 @@ GuidanceOption = Annotated[
     ),
 ]
 
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe in YAML; or model=… data=… alone, for TwinFlow's defaults.")
+]
+
 SizeOption = Annotated[
     str | None,
     typer.Option(help="Height and width of the pictures, 512x512; the model's own by default."),
@@ -65,7 +69,7 @@ def quickstart(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: RecipeArgument,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: train.steps=100 …")] = None,
     resume: Annotated[
         str, typer.Option(help="'auto' goes on where the output folder stopped; 'never'; or a checkpoint.")
@@ -74,10 +78,10 @@ def train(
         bool, typer.Option("--show", help="Print all keys of the recipe as they would be, and do nothing.")
     ] = False,
 ) -> None:
-    """Train by a recipe. The same command again goes on where it was stopped."""
-    from twinflow.config import load_recipe, recipe_yaml
+    """Train by a recipe, or a model on data. The same command again goes on where it was stopped."""
+    from twinflow.config import recipe_of, recipe_yaml
 
-    wanted = load_recipe(recipe, overrides or [])
+    wanted = recipe_of([recipe, *(overrides or [])])
     if show:
         typer.echo(recipe_yaml(wanted), nl=False)
         return

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from twinflow.cli.app import app
+from twinflow.cli.app import RecipeArgument, app
 
 
 @app.command()
 def cache(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: RecipeArgument,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to it: data.cache=FOLDER names what is written.")
     ] = None,
@@ -23,10 +22,10 @@ def cache(
 
     The same command again goes on where it was stopped. Then train by the same recipe and data.cache.
     """
-    from twinflow.config import load_recipe
+    from twinflow.config import recipe_of
     from twinflow.launch import cache as write
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = recipe_of([recipe, *(overrides or [])])
     console = Console()
     columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -15,7 +15,9 @@ from twinflow.cli.app import app
 def plan(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="A recipe in YAML; none: TwinFlow's defaults on the model of --config."),
+        typer.Argument(
+            help="A recipe in YAML; or changes alone, to TwinFlow's defaults on model=… or --config."
+        ),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: train.batch=8 …")] = None,
     gpu: Annotated[str, typer.Option(help="h100-80, h200-141, a100-40, l40s-48, rtx4090-24, …")] = "h100-80",
@@ -40,11 +42,11 @@ def plan(
     from twinflow.planner import find_remedies, gpu_named, plan_recipe, recipe_for
     from twinflow.planner.comparison import compare
     from twinflow.planner.tables import comparison_table, memory_table, model_table, remedy_table, time_table
+    from twinflow.recipes.typed import names_recipe
 
-    changes = list(overrides or [])
-    if recipe is not None and "=" in recipe:  # no recipe was given
-        changes, recipe = [recipe, *changes], None
-    wanted = recipe_for(Path(recipe) if recipe else None, changes, config=config)
+    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
+    file = Path(arguments.pop(0)) if arguments and names_recipe(arguments) else None
+    wanted = recipe_for(file, arguments, config=config)
     planner, made = plan_recipe(
         wanted,
         gpu=gpu_named(gpu),

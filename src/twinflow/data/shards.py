@@ -17,8 +17,9 @@ from typing import Any
 
 from twinflow.data.captioned_files import Problem
 from twinflow.data.folder import OnError, describe_problems
-from twinflow.data.parquet_columns import ParquetColumns
+from twinflow.data.shard_columns import ShardColumns
 from twinflow.errors import TwinflowError
+from twinflow.hub import hub_or_cache
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ BUILDERS = {
     ".csv": "csv",
     ".arrow": "arrow",
 }
+COLUMNAR = ("parquet", "arrow")  # files that say of which types their columns are
 
 
 @dataclass(kw_only=True)
@@ -44,6 +46,12 @@ class Table:
     rows: Any  # datasets.Dataset, or datasets.IterableDataset if it is streamed
     files: list[Path] = field(default_factory=list)
     folder: Path | None = None
+    columns: ShardColumns | None = None  # of files that say of which types their columns are
+
+    def why_unreadable(self, file: Path, error: Exception) -> str:
+        """Why reading ``file`` ended in ``error``: where columns clash, which do, and how."""
+        clash = self.columns.why_clashing(file, whole=True) if self.columns is not None else None
+        return clash or f"{type(error).__name__}: {error}"
 
 
 def open_table(
@@ -64,7 +72,10 @@ def open_table(
     """
     files = local_files(path)
     if files is None:
-        return Table(name=path, rows=_load(path, path, split=split, streaming=streaming, **(options or {})))
+        settings = dict(options or {})
+        with hub_or_cache(path, fetched=_fetched(path, settings.get("cache_dir"))):
+            rows = _load(path, path, split=split, streaming=streaming, **settings)
+        return Table(name=path, rows=rows)
     if files == [Path(path)] and Path(path).is_dir():
         arrow = [file for file in saved_files(Path(path)) if file.suffix == ".arrow"]
         rows = _saved(path, split, streaming)
@@ -77,7 +88,8 @@ def open_table(
         rows = _load(
             path, builder, split="train", streaming=streaming, data_files=names, **(options or {}), **more
         )
-        return Table(name=path, rows=rows, files=sound, folder=folder)
+        known = columns if builder in COLUMNAR else None
+        return Table(name=path, rows=rows, files=sound, folder=folder, columns=known)
 
     sound = _sound(path, files, why_broken, on_error)
     sound = [file for file in sound if not _has_no_row(file)]  # which ``datasets`` can't read
@@ -85,9 +97,10 @@ def open_table(
         raise TwinflowError(f"{path} has no row")
     more: dict[str, Any] = {}
     why = partial(why_unreadable_table, more=more)
+    columns = ShardColumns(first=sound[0], chosen=(options or {}).get("columns"))
     if builder == "parquet":
-        columns = ParquetColumns(first=sound[0], chosen=(options or {}).get("columns"))
         sound = _sound(path, sound, columns.why_clashing, on_error)
+    if builder in COLUMNAR:
         why = partial(columns.why_clashing, whole=True)
     try:
         return load(sound)
@@ -243,6 +256,13 @@ def _saved(path: str, split: str, streaming: bool) -> Any:
     except Exception as error:
         raise TwinflowError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     return table.to_iterable_dataset(num_shards=max(1, min(64, len(table)))) if streaming else table
+
+
+def _fetched(name: str, cache: str | None) -> Path:
+    """Where ``datasets`` keeps what it has fetched and prepared of the data set ``name`` on the hub."""
+    import datasets
+
+    return Path(cache or datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
 
 
 def _load(path: str, what: str, **arguments: Any) -> Any:

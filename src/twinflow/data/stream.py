@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,11 @@ class StreamOrder:
                 if len(rows) == self.dataset.window:
                     break
         except Exception as error:  # readers raise whatever a broken shard leads them to
+            place, reason = self._where(), f"{type(error).__name__}: {error}"
+            if isinstance(place, Path):
+                reason = self.dataset.table.why_unreadable(place, error)
             raise TwinflowError(
-                f"{self.dataset.table.name}: {self._where()} cannot be read ({type(error).__name__}: {error}): "
+                f"{self.dataset.table.name}: {place} cannot be read ({reason}): "
                 "replace it, or read the table with streaming: false and on_error: skip, which leaves it out"
             ) from error
         rng = np.random.default_rng([self.seed, self.epoch, self.rank, self._block])
@@ -172,11 +176,11 @@ class StreamOrder:
     def _by_shards(self) -> bool:
         return self.shards % self.world_size == 0
 
-    def _where(self) -> str:
+    def _where(self) -> Path | str:
         """The shard that is being read."""
         order, files = self._shard_order(), self.dataset.table.files
         number = order[min(self._at["turn"], len(order) - 1)]
-        return str(files[number]) if len(files) == self.shards else f"shard {number}"
+        return files[number] if len(files) == self.shards else f"shard {number}"
 
     def _read(self) -> Iterator[Any]:
         """This process's rows of the epoch, from ``self._at`` on."""

@@ -26,6 +26,7 @@ from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.exported import EXPORT_FILE, Exported
 from twinflow.pipelines.lora import LoraSettings
+from twinflow.pipelines.processors import parts_without_torchvision
 from twinflow.tensor_files import let_read, save_tensors
 
 BRANCH_FILE = "target_time.safetensors"
@@ -135,6 +136,7 @@ def load_stock(path_or_id: str | Path, *, dtype: torch.dtype, **parts: Any) -> A
     try:
         with hub_or_cache(path_or_id):
             kind = _pipeline_class(str(path_or_id))
+            parts = parts_without_torchvision(str(path_or_id)) | parts
             return kind.from_pretrained(str(path_or_id), dtype=dtype, use_safetensors=True, **parts)
     except TwinflowError:
         raise

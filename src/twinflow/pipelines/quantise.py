@@ -74,4 +74,7 @@ def _to_nf4(transformer: Any, layers: Sequence[str], device: torch.device | str)
         )
         layer.weight = Params4bit(stock.weight.detach(), requires_grad=False, quant_type="nf4")
         layer.bias = stock.bias
+        # On CPUs with AVX512-BF16 it would pack its weights at the first call without gradients, such as those that a
+        # pipeline is opened by, for a kernel that no gradient goes through.
+        layer.support_avx512bf16_for_cpu = False
         transformer.set_submodule(name, layer.to(device))  # moving is what quantises

@@ -15,6 +15,8 @@ from twinflow.planner.planner import Planner
 from twinflow.planner.remedies import Tried, find_remedies
 from twinflow.planner.setup import Setup
 from twinflow.planner.sources import Backbone, published
+from twinflow.recipes.load import changed_recipe
+from twinflow.recipes.typed import typed_recipe
 
 __all__ = [
     "GPUS",
@@ -33,27 +35,25 @@ __all__ = [
 
 
 def recipe_for(path: Path | None, overrides: Sequence[str], *, config: str | None) -> Recipe:
-    """The recipe ``path``; without one, TwinFlow's defaults on the published configuration ``config``."""
+    """The recipe ``path``; without one, TwinFlow's defaults on the published configuration ``config``, or on the model
+    that ``overrides`` name."""
     if path is not None:
         return load_recipe(path, overrides)
+    if config is None and not overrides:
+        raise TwinflowError(
+            "give a recipe, or model=PATH and data=PATH, or the name of a published configuration with --config"
+        )
     if config is None:
-        raise TwinflowError("give a recipe, or the name of a published configuration with --config")
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:  # so that overrides are read like those of any recipe
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(_DEFAULT.format(name=config, size=Backbone.published(config).size))
-        return load_recipe(file, overrides)
-
-
-_DEFAULT = """
-model: {{path: {name}, dtype: bf16}}
-data: {{kind: folder, path: pictures, size: {size}}}
-objective: {{name: twinflow, teacher: self}}
-ema: {{decay: 0}}
-train: {{steps: 10000, batch: 4}}
-output: runs/plan
-"""
+        return typed_recipe(overrides)
+    layer = {
+        "model": {"path": config, "dtype": "bf16"},
+        "data": {"kind": "folder", "path": "pictures", "size": Backbone.published(config).size},
+        "objective": {"name": "twinflow", "teacher": "self"},
+        "ema": {"decay": 0},
+        "train": {"steps": 10000, "batch": 4},
+        "output": "runs/plan",
+    }
+    return changed_recipe(layer, overrides, source="the command line")
 
 
 def plan_recipe(

@@ -3,6 +3,7 @@
 from twinflow.recipes.load import load_recipe, make_recipe, recipe_dict, recipe_yaml
 from twinflow.recipes.objective import OBJECTIVES, build_objective
 from twinflow.recipes.sections import Recipe
+from twinflow.recipes.typed import recipe_of
 
 __all__ = [
     "OBJECTIVES",
@@ -11,5 +12,6 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "recipe_dict",
+    "recipe_of",
     "recipe_yaml",
 ]

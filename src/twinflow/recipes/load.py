@@ -43,8 +43,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     ``TwinflowError`` names each bad key, its value and what is allowed.
     """
-    layers, changes = _read_layers(Path(path), ()), parse_overrides(overrides)
-    return make_recipe(_merge(_with_default_roles(layers, changes), changes), source=str(path))
+    return changed_recipe(_read_layers(Path(path), ()), overrides, source=str(path))
+
+
+def changed_recipe(layers: Mapping[str, Any], overrides: Iterable[str], *, source: str) -> Recipe:
+    """A recipe of plain dictionaries, lists and numbers, with ``overrides`` on top."""
+    changes = parse_overrides(overrides)
+    return make_recipe(_merge(_with_default_roles(layers, changes), changes), source=source)
 
 
 def make_recipe(raw: Mapping[str, Any], *, source: str = "recipe") -> Recipe:

@@ -1,8 +1,8 @@
-"""Columns of parquet shards: which shards can't be put into one table, and how they differ."""
+"""Columns of parquet and arrow shards: which shards can't be put into one table, and how they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ LONGEST = 60  # letters of a type
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetColumns:
+class ShardColumns:
     """Those of the ``first`` shard, which ``datasets`` brings all others to; ``chosen`` are read, or None for all."""
 
     first: Path
@@ -22,14 +22,13 @@ class ParquetColumns:
         import pyarrow as pa
         from datasets import Features
         from datasets.table import table_cast
-        from pyarrow import parquet
 
-        wanted = Features.from_arrow_schema(parquet.read_schema(self.first))
+        wanted = Features.from_arrow_schema(_schema(self.first))
         target = Features({name: wanted[name] for name in wanted if self._reads(name)}).arrow_schema
-        own = pa.schema([field for field in parquet.read_schema(file) if self._reads(field.name)])
+        own = pa.schema([field for field in _schema(file) if self._reads(field.name)])
         try:
             table_cast(own.empty_table(), target)
-            for batch in parquet.ParquetFile(file).iter_batches(columns=own.names) if whole else ():
+            for batch in _batches(file, own.names) if whole else ():
                 table_cast(pa.Table.from_batches([batch]), target)
         except Exception as error:  # readers raise whatever a broken file leads them to
             differing = "; ".join(_differences(own, target))
@@ -40,6 +39,33 @@ class ParquetColumns:
 
     def _reads(self, name: str) -> bool:
         return self.chosen is None or name in self.chosen
+
+
+def _schema(file: Path) -> Any:
+    from pyarrow import parquet
+
+    return _arrow(file).schema if file.suffix == ".arrow" else parquet.read_schema(file)
+
+
+def _batches(file: Path, names: list[str]) -> Iterable[Any]:
+    from pyarrow import parquet
+
+    if file.suffix != ".arrow":
+        return parquet.ParquetFile(file).iter_batches(columns=names)
+    reader = _arrow(file)
+    count = getattr(reader, "num_record_batches", None)
+    whole = reader if count is None else (reader.get_batch(i) for i in range(count))
+    return (batch.select(names) for batch in whole)
+
+
+def _arrow(file: Path) -> Any:
+    """A reader of either of Arrow's formats: of streams, as ``datasets`` writes it, or of files."""
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(file)))
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(pa.memory_map(str(file)))
 
 
 def _differences(own: Any, other: Any) -> list[str]:
