@@ -5,8 +5,8 @@ and ``tuned``, what won here over three seeds (``docs/experiments.md``).
 >>> TwinFlow(**preset("twinflow", "paper") | {"guidance": 0.6})  # doctest: +SKIP
 
 Every setting is spelt out, so that a preset stays what it is when our defaults change. Source of the authors': the
-configurations and class defaults of their code (github.com/inclusionAI/TwinFlow); where the paper's text differs from it
-(nodes of the jumps at random, no clamps), it is the code that made the published models.
+configurations and class defaults of their code (github.com/inclusionAI/TwinFlow); where the paper's text differs from
+it (nodes of the jumps at random, no clamps), it is the code that made the published models.
 """
 
 from __future__ import annotations
