@@ -133,7 +133,7 @@ def test_ablations_start_from_the_setting_of_the_comparison_and_change_one_thing
 
 
 def test_a_diverged_run_is_not_taken_for_the_cost_of_a_whole_one() -> None:
-    whole, broken = outcome("dmd", 0, 0.9, peak=9.0), outcome("dmd", 1, None, peak=9.0)
+    whole, broken = outcome("dmd", 0, 0.9), outcome("dmd", 1, None)
     broken.costs |= {"steps": 1, "flops": 1e11}
     broken.per_image = {"forwards": 2.0, "backwards": 1.0}
 
@@ -221,10 +221,10 @@ def test_a_method_is_the_same_when_a_preset_names_its_settings() -> None:
 def test_the_leaderboard_is_the_mean_over_seeds_without_the_diverged(tmp_path: Path) -> None:
     base = outcome("base", 0, 0.8)
     runs = [
-        outcome("twinflow", 0, 0.6, peak=2.0),
-        outcome("twinflow", 1, 0.8, peak=4.0),
-        outcome("dmd", 0, 0.9, peak=9.0),
-        outcome("dmd", 1, None, peak=9.0),
+        outcome("twinflow", 0, 0.6),
+        outcome("twinflow", 1, 0.8),
+        outcome("dmd", 0, 0.9, held=360),
+        outcome("dmd", 1, None, held=360),
         outcome("scm", 0, None),
     ]
     board = Leaderboard.of(base, runs, compared_with="twinflow", facts={"budget": "3 steps"}, nfe=[1])
@@ -234,7 +234,10 @@ def test_the_leaderboard_is_the_mean_over_seeds_without_the_diverged(tmp_path: P
     assert twinflow.ratio == pytest.approx(0.875)
     assert (twinflow.frechet, dmd.frechet, scm.frechet) == (1.0, 0.0, None)
     assert [(s.runs, s.diverged) for s in board.standings] == [(2, 0), (2, 1), (1, 1)]
-    assert [s.memory_ratio for s in board.standings] == [1.0, 3.0, pytest.approx(1 / 3)]
+    assert [s.memory_ratio for s in board.standings] == [1.0, 3.0, 1.0]
+    assert [s.tasks.get("counting") for s in board.standings] == [pytest.approx(0.7), 0.9, None]
+    assert twinflow.task_spreads == {"counting": pytest.approx(0.02**0.5)}
+    assert "| twinflow | 0.700 ± 0.141 |" in board.markdown().split("### 1 NFE, by task")[1]
     lines = [line for line in board.markdown().splitlines() if line.startswith("| ")]
     ranking = [line.split(" | ")[0][2:] for line in lines[1:4]]
     assert ranking == ["dmd", "twinflow", "scm"]

@@ -55,8 +55,9 @@ def test_the_page_has_all_methods_in_order_and_their_pictures(tmp_path: Path) ->
     assert "script" not in page.tags
     assert all(source.startswith("data:image/") for source in page.images)
     assert len(page.images) == 4 * PROMPTS  # the base and the three that drew
-    standings, costs = re.findall(r'<table class="scores">.*?</table>', text, flags=re.DOTALL)
-    for table in (standings, costs):
+    standings, tasks, costs = re.findall(r'<table class="scores">.*?</table>', text, flags=re.DOTALL)
+    assert "<b>0.70</b>" in tasks
+    for table in (standings, tasks, costs):
         assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["dmd", "twinflow", "scm", "mean_flow"]
     assert "2 of 2" in standings  # diverged
     plots = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)

@@ -13,7 +13,7 @@ from twinflow.objectives.presets import PRESETS, preset
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 ROLES = ("one_step", "tangent", "any_step", "fake", "consistency")
-NAMES = list(PRESETS["twinflow"])
+NAMES = [name for name in PRESETS["twinflow"] if name.startswith("paper")]
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -72,3 +72,12 @@ def test_a_preset_sets_everything_so_that_our_defaults_do_not_matter(name: str) 
 def test_the_scales_of_guidance() -> None:
     scales = {name: TwinFlow(**preset("twinflow", name)).guidance_scale for name in NAMES}
     assert scales == pytest.approx(dict.fromkeys(NAMES, 5.0) | {"paper_image_free": 4.0})
+
+
+def test_tuned_is_what_the_comparison_trains_with_and_says_everything() -> None:
+    lab = yaml.safe_load((METHOD.parents[1] / "recipes" / "lab_shapeworld.yaml").read_text())
+    assert lab["methods"]["twinflow"]["objective"] == {"name": "twinflow", "preset": "tuned"}
+    settings = preset("twinflow", "tuned")
+    assert set(settings) == set(preset("twinflow", "paper"))
+    changed = {key: value for key, value in settings.items() if value != preset("twinflow", "paper")[key]}
+    assert changed == {"teacher": "frozen", "guidance": 1.5, "clamp": None, "longest_jump": 0.25}

@@ -11,14 +11,15 @@ from twinflow.lab.plots import ranking, score_bars, score_by_compute, score_by_m
 from twinflow.report.gallery import compare, spread
 from twinflow.report.html import definitions, document, figure, section
 from twinflow.report.pictures import tile
-from twinflow.report.text import NONE, percent, row_name, score, with_error
+from twinflow.report.text import NONE, percent, row_name, score, task_name, with_error
 
 PROMPTS = 8  # columns of the picture grid
 
 
 def leaderboard_page(folder: Path, board: Leaderboard, table: EvaluationTable) -> str:
     """``table``: the rows of the base and of one seed of each method, whose pictures lie in ``folder``."""
-    body = [_header(board), _standings(board), _plots(board), _grid(folder, board, table), _costs(board)]
+    body = [_header(board), _standings(board), _plots(board), _tasks(board), _grid(folder, board, table)]
+    body.append(_costs(board))
     body.append(section("Protocol", definitions(board.facts), name="protocol"))
     return document("Leaderboard", "".join(body))
 
@@ -76,10 +77,34 @@ def _standings(board: Leaderboard) -> str:
 
 
 def _score_cell(standing: Standing | None, *, best: float | None) -> str:
-    if standing is None or standing.overall is None:
+    if standing is None:
         return f"<td>{NONE}</td>"
-    text = f"<b>{score(standing.overall)}</b>" if standing.overall == best else score(standing.overall)
-    return f"<td>{text}" + (f"<small>±{score(standing.spread)}</small></td>" if standing.spread else "</td>")
+    return _cell(standing.overall, standing.spread, best=best)
+
+
+def _cell(value: float | None, spread: float | None, *, best: float | None, digits: int = 3) -> str:
+    if value is None:
+        return f"<td>{NONE}</td>"
+    text = f"<b>{score(value, digits)}</b>" if value == best else score(value, digits)
+    return f"<td>{text}" + (f"<small>±{score(spread, digits)}</small></td>" if spread else "</td>")
+
+
+def _tasks(board: Leaderboard) -> str:
+    """Scores of each task in the fewest steps."""
+    nfe = board.evaluations[0]
+    at = {method: s for method in ranking(board, nfe) if (s := board.standing(method, nfe)) is not None}
+    tasks = list(dict.fromkeys(task for standing in at.values() for task in standing.tasks))
+    best = {task: max(s.tasks[task] for s in at.values() if task in s.tasks) for task in tasks}
+    lines = []
+    for method, s in at.items():
+        cells = [
+            _cell(s.tasks.get(task), s.task_spreads.get(task), best=best[task], digits=2) for task in tasks
+        ]
+        lines.append(_line(board, method, cells))
+    note = (
+        f"At {nfe} NFE; ± is the standard deviation over seeds. <code>leaderboard.md</code> has the others."
+    )
+    return section("By task", _table([task_name(t) for t in tasks], lines), note=note, name="tasks")
 
 
 def _plots(board: Leaderboard) -> str:
@@ -128,7 +153,7 @@ def _grid(folder: Path, board: Leaderboard, table: EvaluationTable) -> str:
 
 
 def _costs(board: Leaderboard) -> str:
-    titles = ["Steps", "Forwards an image", "Backwards an image", "TFLOP", "Seconds", "Peak memory"]
+    titles = ["Steps", "Forwards an image", "Backwards an image", "TFLOP", "Seconds", "Peak memory", "Held"]
     titles += [f"Against {board.compared_with}", "Trained", "Frozen", "Optimiser"]
     lines = []
     for method in ranking(board, board.evaluations[0]):
@@ -137,12 +162,18 @@ def _costs(board: Leaderboard) -> str:
         texts = [f"{s.costs['steps']:.0f}"]
         texts += [f"{s.per_image[key]:.2f}" for key in ("forwards", "backwards")]
         texts += [f"{s.costs['flops'] / 1e12:.3g}", f"{s.costs['seconds']:.0f}"]
-        texts += [f"{s.costs['peak_memory'] / 1e6:.0f} MB", score(s.memory_ratio, 2)]
+        texts += [
+            f"{s.costs['peak_memory'] / 1e6:.0f} MB",
+            f"{s.held / 1e6:.0f} MB",
+            score(s.memory_ratio, 2),
+        ]
         texts += [f"{s.holdings[key] / 1e6:.2f} M" for key in ("trained", "frozen")]
         texts.append(f"{s.holdings['optimizer_bytes'] / 1e6:.1f} MB")
         lines.append(_line(board, method, [f"<td>{escape(text)}</td>" for text in texts]))
     note = (
         "Means over the runs of a method. <i>Peak memory</i> is that of the device, or of the whole process on a CPU; "
+        "<i>held</i> are all parameters and optimiser states, "
+        f"<i>against {escape(board.compared_with)}</i> compares these; "
         "<i>trained</i> and <i>frozen</i> are parameters of all networks, teachers and averages."
     )
     return section("Cost of a run", _table(titles, lines), note=note, name="numbers")

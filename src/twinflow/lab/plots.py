@@ -65,10 +65,7 @@ def score_by_compute(board: Leaderboard) -> str | None:
 
 def score_by_memory(board: Leaderboard) -> str | None:
     """The same against the bytes of all parameters and optimiser states that the training holds."""
-    lines = {
-        s.method: [((s.holdings["parameter_bytes"] + s.holdings["optimizer_bytes"]) / 1e6, s.overall or 0.0)]
-        for s in _scored(board, board.evaluations[0])
-    }
+    lines = {s.method: [(s.held / 1e6, s.overall or 0.0)] for s in _scored(board, board.evaluations[0])}
     return _costs("lab-memory", board, lines, unit="MB of parameters and optimiser states")
 
 

@@ -18,7 +18,8 @@ from twinflow.objectives.times import TimeDistribution
 
 @dataclass(kw_only=True)
 class AnyStepSettings(Objective):
-    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults: the source's full training.
+    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults: the source's full training; the preset
+    ``"tuned"`` (:mod:`twinflow.objectives.presets`) is what won in our experiments.
 
     ``roles``: shares of the rows that each loss gets, see :class:`Roles`; a mapping names those above 0.
 
