@@ -15,8 +15,8 @@ from twinflow.recipes.data import DigitsData, PictureData, PromptsData, ShapeWor
 from twinflow.recipes.load import DATA_KINDS, changed_recipe, load_recipe, parse_overrides
 from twinflow.recipes.sections import Recipe
 
-# The quick start's objective; a length and a batch that a model of any size can begin with.
-OBJECTIVE = {"name": "twinflow", "teacher": "frozen", "guidance": 1.5, "clamp": None}
+# What won here; a length and a batch that a model of any size can begin with.
+OBJECTIVE = {"name": "twinflow", "preset": "tuned"}
 TRAIN = {"steps": 3000, "batch": 16}
 LARGEST = 512  # pixels a side, where nobody says
 SOURCE = "the command line"
@@ -43,7 +43,7 @@ def names_recipe(arguments: Sequence[str]) -> bool:
 
 
 def typed_recipe(changes: Sequence[str]) -> Recipe:
-    """TwinFlow with the quick start's objective, as ``changes`` (``"model=PATH"``, ``"data=PATH"``, ``"a.b=c"``) say.
+    """TwinFlow with the preset ``tuned``, as ``changes`` (``"model=PATH"``, ``"data=PATH"``, ``"a.b=c"``) say.
 
     ``data=`` is a folder of pictures; a file, a pattern, or the name of a data set on the hub is a table; ``.txt``
     are prompts. The output is ``runs/`` and the name of the model. ``TwinflowError`` says what is missing.
