@@ -26,6 +26,10 @@ def soft(sigma: float) -> Degrade:
     return lambda x, rng: ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
 
+def contrast(share: float) -> Degrade:
+    return lambda x, rng: 0.5 + (x - 0.5) * share
+
+
 def then(first: Degrade, second: Degrade) -> Degrade:
     return lambda x, rng: second(first(x, rng), rng)
 
@@ -66,8 +70,7 @@ DEGRADATIONS: dict[str, Degrade] = {
     "blur 0.7 + noise 0.10": then(soft(0.7), noise(0.10)),
     "tint 0.05": lambda x, rng: x + rng.normal(0, 0.05, 3),
     "gain 0.8-1.2": lambda x, rng: 0.5 + (x - 0.5) * rng.uniform(0.8, 1.2),
-    "contrast 0.7": lambda x, rng: 0.5 + (x - 0.5) * 0.7,
-    "contrast 0.5": lambda x, rng: 0.5 + (x - 0.5) * 0.5,
+    **{f"contrast {share}": contrast(share) for share in (0.9, 0.8, 0.7, 0.6, 0.5)},
     "jpeg 75": jpeg,
     "warp 0.5": warp,
 }
