@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_every_displayed_equation_of_the_method_names_its_function():
     """Beside it or below it; one between dollars, where no code can stand, in the sentence that leads to it."""
     paragraphs = (ROOT / "docs/method.md").read_text(encoding="utf-8").split("\n\n")
     named = {}
-    for before, paragraph in zip(paragraphs, paragraphs[1:]):
+    for before, paragraph in pairwise(paragraphs):
         lines = paragraph.splitlines()
         if lines[0] == "$$":
             named[paragraph] = NAME.findall(before)
