@@ -44,10 +44,13 @@ def to_uint8(x: np.ndarray) -> Image.Image:
     return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bends the picture by a smooth random field, half a pixel (of 32) in standard deviation."""
+def warp(x: np.ndarray, rng: np.random.Generator, scale: float | None = None) -> np.ndarray:
+    """Bends the picture by a smooth random field, half a pixel (of 32) in standard deviation.
+
+    With ``scale`` 1 that is half of its own pixels: of a larger picture, less of a shape.
+    """
     size = x.shape[0]
-    scale = size / 32
+    scale = scale or size / 32
     field = rng.normal(size=(2, size, size))
     field = ndimage.gaussian_filter(field, (0, 2 * scale, 2 * scale), mode="nearest")
     field *= 0.5 * scale / field.std()
@@ -73,6 +76,7 @@ DEGRADATIONS: dict[str, Degrade] = {
     **{f"contrast {share}": contrast(share) for share in (0.9, 0.8, 0.7, 0.6, 0.5)},
     "jpeg 75": jpeg,
     "warp 0.5": warp,
+    "warp 0.5 of its own pixels": lambda x, rng: warp(x, rng, 1.0),  # that of "warp 0.5" at 32
 }
 NEGATIVE_CONDITIONS = ("clean", "blur 0.7", "noise 0.05", "noise 0.10")
 
