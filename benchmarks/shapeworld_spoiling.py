@@ -26,6 +26,10 @@ def soft(sigma: float) -> Degrade:
     return lambda x, rng: ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
 
+def contrast(share: float) -> Degrade:
+    return lambda x, rng: 0.5 + (x - 0.5) * share
+
+
 def then(first: Degrade, second: Degrade) -> Degrade:
     return lambda x, rng: second(first(x, rng), rng)
 
@@ -40,10 +44,13 @@ def to_uint8(x: np.ndarray) -> Image.Image:
     return Image.fromarray((x.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def warp(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bends the picture by a smooth random field, half a pixel (of 32) in standard deviation."""
+def warp(x: np.ndarray, rng: np.random.Generator, scale: float | None = None) -> np.ndarray:
+    """Bends the picture by a smooth random field, half a pixel (of 32) in standard deviation.
+
+    With ``scale`` 1 that is half of its own pixels: of a larger picture, less of a shape.
+    """
     size = x.shape[0]
-    scale = size / 32
+    scale = scale or size / 32
     field = rng.normal(size=(2, size, size))
     field = ndimage.gaussian_filter(field, (0, 2 * scale, 2 * scale), mode="nearest")
     field *= 0.5 * scale / field.std()
@@ -66,10 +73,10 @@ DEGRADATIONS: dict[str, Degrade] = {
     "blur 0.7 + noise 0.10": then(soft(0.7), noise(0.10)),
     "tint 0.05": lambda x, rng: x + rng.normal(0, 0.05, 3),
     "gain 0.8-1.2": lambda x, rng: 0.5 + (x - 0.5) * rng.uniform(0.8, 1.2),
-    "contrast 0.7": lambda x, rng: 0.5 + (x - 0.5) * 0.7,
-    "contrast 0.5": lambda x, rng: 0.5 + (x - 0.5) * 0.5,
+    **{f"contrast {share}": contrast(share) for share in (0.9, 0.8, 0.7, 0.6, 0.5)},
     "jpeg 75": jpeg,
     "warp 0.5": warp,
+    "warp 0.5 of its own pixels": lambda x, rng: warp(x, rng, 1.0),  # that of "warp 0.5" at 32
 }
 NEGATIVE_CONDITIONS = ("clean", "blur 0.7", "noise 0.05", "noise 0.10")
 

@@ -31,9 +31,11 @@ from twinflow.data.shapeworld import TASKS, all_captions, draw_scene, evaluation
 from twinflow.data.shapeworld.captions import Caption
 from twinflow.data.shapeworld.dataset import EVAL_STREAM
 from twinflow.data.shapeworld.scenes import SceneObject
-from twinflow.data.shapeworld.world import Level
+from twinflow.data.shapeworld.world import OBJECT_GAP, Level
 from twinflow.evaluation.detector import ShapeDetector
 from twinflow.evaluation.scoring import Detection, ImageResult, score_detections, summarize
+
+CONDITIONS = [name for name in DEGRADATIONS if "own pixels" not in name]  # which differs at other sizes alone
 
 # ---- the truth: captions that a scene's own layout proves wrong -----------------------------------------------
 
@@ -84,10 +86,12 @@ class Recall:
     wrong: int
     overall: float
     strict: float
+    error: float  # standard error of strict; 0 for all or nothing, where some 3 / images may still be wrong
     weakest_task: str
     weakest: float
     mean_score: float  # of all objects found
     milliseconds: float  # CPU time of the detector a picture
+    gap: float = OBJECT_GAP  # least distance of two objects' boxes, in pixels of a 32 x 32 picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +103,23 @@ class FalsePositives:
     questions: int  # (picture, caption) pairs that are wrong
     said_correct: int
     share: float
+    error: float  # standard error of the share, over pictures
     missed: int = 0  # pairs that happen to be right, but were scored wrong
 
 
 class Verifier:
     """Scenes and pictures of one level and size, and what the detector makes of them."""
 
-    def __init__(self, level: Level, *, images: int, seed: int, full_vocabulary: bool) -> None:
+    def __init__(
+        self, level: Level, *, images: int, seed: int, full_vocabulary: bool, gap: float = OBJECT_GAP
+    ) -> None:
         if images < 2 * len(TASKS):
             raise SystemExit(f"--images must be at least {2 * len(TASKS)}, got {images}")
-        self.level, self.seed = level, seed
+        self.level, self.seed, self.gap = level, seed, gap
         self.detector = ShapeDetector(level, full_vocabulary=full_vocabulary)
         self.captions = evaluation_suite(level, images // len(TASKS), seed)
         rngs = [np.random.default_rng([seed, EVAL_STREAM, i]) for i in range(len(self.captions))]
-        self.scenes = [draw_scene(caption, rng, level) for caption, rng in zip(self.captions, rngs)]
+        self.scenes = [draw_scene(caption, rng, level, gap=gap) for caption, rng in zip(self.captions, rngs)]
         self.pictures = [render(scene, level).astype(np.float64) for scene in self.scenes]
 
     def _rng(self, *words: str) -> np.random.Generator:
@@ -141,48 +148,56 @@ class Verifier:
             wrong=sum(not row.strict for row in rows),
             overall=summarize(rows).overall,
             strict=strict.overall,
+            error=strict.overall_standard_error,
             weakest_task=weakest,
             weakest=strict.tasks[weakest],
             mean_score=float(np.mean(scores)) if scores else 0.0,
             milliseconds=1e3 * seconds / len(rows),
+            gap=self.gap,
         )
 
     def negatives(self, condition: str) -> list[FalsePositives]:
         """One hard negative and one independent caption of the same task for every picture."""
         rng = self._rng("negatives", condition)
-        counts = {"hard negative": [0, 0, 0], "random caption of the task": [0, 0, 0]}
+        tests = ("hard negative", "random caption of the task")
+        answers: dict[str, list[int]] = {test: [] for test in tests}  # of the wrong pairs: said to be correct
+        missed = dict.fromkeys(tests, 0)
         for caption, scene, picture in zip(self.captions, self.scenes, self.pictures):
             found = self.detector.detect(DEGRADATIONS[condition](picture, rng))
             hard = [c for c in hard_negatives(caption, self.level) if not oracle(scene, c)]
             pool = all_captions(self.level, caption["tag"])
-            for test, asked in zip(counts, (hard[rng.integers(len(hard))], pool[rng.integers(len(pool))])):
+            for test, asked in zip(tests, (hard[rng.integers(len(hard))], pool[rng.integers(len(pool))])):
                 true, said = oracle(scene, asked), score_detections(found, asked).correct
-                counts[test][0] += not true
-                counts[test][1] += said and not true
-                counts[test][2] += true and not said
-        return [self._row(test, condition, *count) for test, count in counts.items()]
+                if true:
+                    missed[test] += not said
+                else:
+                    answers[test].append(int(said))
+        return [self._row(test, condition, answers[test], 1, missed[test]) for test in tests]
 
     def junk(self, name: str) -> FalsePositives:
         """Pictures of nothing, each against a random caption of every task."""
         rng = self._rng("junk", name)
-        said = 0
+        said: list[int] = []  # captions that each picture is said to show
         for _ in self.pictures:
             scenes = [self.pictures[i] for i in rng.choice(len(self.pictures), 8, replace=False)]
             found = self.detector.detect(JUNK[name](scenes, rng))
-            for task in TASKS:
-                captions = all_captions(self.level, task)
-                said += score_detections(found, captions[rng.integers(len(captions))]).correct
-        return self._row("junk", name, len(self.pictures) * len(TASKS), said, 0)
+            pools = [all_captions(self.level, task) for task in TASKS]
+            asked = [pool[rng.integers(len(pool))] for pool in pools]
+            said.append(sum(score_detections(found, caption).correct for caption in asked))
+        return self._row("junk", name, said, len(TASKS), 0)
 
-    def _row(self, test: str, condition: str, questions: int, said: int, missed: int) -> FalsePositives:
+    def _row(self, test: str, condition: str, said: list[int], captions: int, missed: int) -> FalsePositives:
+        """Of pictures with so many ``captions`` each, how many of them are ``said`` to be correct."""
+        share = np.array(said) / captions
         return FalsePositives(
             level=self.level.name,
             size=self.level.size,
             test=test,
             condition=condition,
-            questions=questions,
-            said_correct=said,
-            share=said / questions,
+            questions=captions * len(said),
+            said_correct=sum(said),
+            share=float(share.mean()),
+            error=float(share.std() / np.sqrt(len(said))),
             missed=missed,
         )
 
@@ -206,11 +221,18 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", type=int, default=[32], help="side of the pictures in pixels")
     parser.add_argument("--images", type=int, default=1200, help="pictures per condition, tasks equally")
     parser.add_argument("--seed", type=int, default=77)
-    parser.add_argument("--conditions", nargs="*", choices=list(DEGRADATIONS), default=list(DEGRADATIONS))
+    parser.add_argument("--conditions", nargs="*", choices=list(DEGRADATIONS), default=CONDITIONS)
     parser.add_argument(
         "--negatives", nargs="*", choices=list(DEGRADATIONS), default=list(NEGATIVE_CONDITIONS)
     )
     parser.add_argument("--junk", nargs="*", choices=list(JUNK), default=list(JUNK))
+    parser.add_argument(
+        "--gaps",
+        nargs="*",
+        type=float,
+        default=[],
+        help="then clean scenes with so little between boxes: pixels of a 32 x 32 picture",
+    )
     parser.add_argument("--full-vocabulary", action="store_true", help="look for all shapes and colours")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--append", action="store_true", help="keep the runs that the JSON file has")
@@ -222,10 +244,10 @@ def main() -> None:
     for name in args.level:
         for size in args.size:
             level = replace(get_level(name), size=size)
-            verifier = Verifier(
-                level, images=args.images, seed=args.seed, full_vocabulary=args.full_vocabulary
-            )
+            common = {"images": args.images, "seed": args.seed, "full_vocabulary": args.full_vocabulary}
+            verifier = Verifier(level, **common)
             recall = [verifier.recall(condition) for condition in args.conditions]
+            recall += [Verifier(level, **common, gap=gap).recall("clean") for gap in args.gaps]
             false = [row for condition in args.negatives for row in verifier.negatives(condition)]
             false += [verifier.junk(kind) for kind in args.junk]
             show(console, f"Recall on true scenes, level {name}, {size} px", recall)

@@ -69,4 +69,4 @@ def test_many_steps_draw_what_the_caption_says_and_one_step_does_not(base: AnySt
         drawn = base(prompts, nfe=nfe, seeds=seeds, guidance=sampler.guidance, **sampler.options)
         scores[nfe] = score_images(drawn.pixels, benchmark.captions).official.overall
     assert scores[40] > 0.6
-    assert scores[1] < 0.25
+    assert scores[1] < 0.1  # 0.017 of these seeds

@@ -12,7 +12,7 @@ from twinflow.config import load_recipe
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import open_model
 from twinflow.evaluation.results import EvaluationTable
-from twinflow.evaluation.runner import Evaluation
+from twinflow.evaluation.runner import TABLE, Evaluation
 from twinflow.evaluation.shapeworld_benchmark import ShapeWorldBenchmark
 from twinflow.launch import launch
 from twinflow.report import print_table, write_comparison, write_report
@@ -46,11 +46,13 @@ def run_quickstart(
     console.print("[bold]3/3[/] the same prompts and seeds again, in 1, 2 and 4 network evaluations")
     trained = open_model(ModelName.parse(str(result.pipeline)))
     evaluation.draw_and_score(trained, "twinflow", nfe=TRAINED_NFE)
+    table.facts = {"training_seconds": result.seconds, "seconds": time.monotonic() - start}
+    table.save(output / TABLE)
     files = write_report(
         output,
         table,
         losses={"twinflow": result.output / "metrics.jsonl"},
-        facts={"training": f"{result.seconds:.0f} s", "all": f"{time.monotonic() - start:.0f} s"},
+        facts={"training": f"{result.seconds:.0f} s", "all": f"{table.facts['seconds']:.0f} s"},
     )
     picture = write_comparison(output, table, shown=[("base", 100), ("base", 1), ("twinflow", 1)])
     print_table(table)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -156,8 +157,12 @@ def test_report_of_a_folder_without_an_evaluation(tmp_path: Path) -> None:
 
 def test_the_quick_start_from_beginning_to_end(tmp_path: Path) -> None:
     """Short, but everything is real: evaluate, train, evaluate, report, and a model that loads again."""
+    began = time.monotonic()
     run("quickstart", "--output", tmp_path, "--images-per-task", "2", *SHORT)
-    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert 0 < table["facts"]["training_seconds"] < table["facts"]["seconds"] < time.monotonic() - began
+    assert f"{table['facts']['seconds']:.0f} s" in (tmp_path / "report.md").read_text()
+    rows = table["rows"]
     assert [(r["model"], r["nfe"]) for r in rows if r["model"] == "twinflow"] == [
         ("twinflow", 1),
         ("twinflow", 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,17 @@ def test_every_recipe_is_in_the_guide():
     recipes = {recipe.name for recipe in (ROOT / "recipes").glob("*.yaml")}
     assert recipes
     assert recipes == set(re.findall(r"\b((?:shapeworld|digits|lab)\w*\.yaml)", guide))
+
+
+def test_every_displayed_equation_of_the_method_names_its_function():
+    """Beside it or below it; one between dollars, where no code can stand, in the sentence that leads to it."""
+    paragraphs = (ROOT / "docs/method.md").read_text(encoding="utf-8").split("\n\n")
+    named = {}
+    for before, paragraph in pairwise(paragraphs):
+        lines = paragraph.splitlines()
+        if lines[0] == "$$":
+            named[paragraph] = NAME.findall(before)
+        elif all(line.startswith("    ") for line in lines):
+            named[paragraph] = NAME.findall(lines[-1])
+    assert sum("(eq" in paragraph for paragraph in named) == 6
+    assert [paragraph for paragraph, names in named.items() if not names] == []

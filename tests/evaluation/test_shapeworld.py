@@ -61,6 +61,8 @@ def test_the_renderer_is_perfect(level):
     assert result.shape_distance < 1e-9
     assert result.color_distance < 0.15  # colours that captions leave open are random
     assert result.layout_diversity == pytest.approx(1.0, abs=0.2)
+    assert result.placement_entropy == pytest.approx(1.0, abs=0.05)
+    assert result.training_distance == pytest.approx(1.0, abs=0.2)
 
 
 @both_levels
@@ -76,6 +78,8 @@ def test_noise_scores_nothing(level):
     assert result.count_distance == pytest.approx(1.0)
     assert result.shape_distance == result.color_distance == 1.0
     assert result.layout_diversity is None
+    assert result.placement_entropy is None
+    assert result.training_distance is None
 
 
 def hard_negatives(caption: Caption, level: str) -> list[Caption]:

@@ -12,6 +12,7 @@ from torch import nn
 from twinflow.objectives import (
     DMD,
     DMD2,
+    RCGM,
     SCM,
     STUDENT,
     ConsistencyDistillation,
@@ -30,6 +31,7 @@ from .toys import FeatureToyField, Recorder, ToyField, batch, seeded
 ALL: list[Any] = [
     FlowMatching(),
     TwinFlow(teacher="self"),
+    RCGM(teacher="self"),
     ConsistencyTraining(start_intervals=5),
     ConsistencyTraining(target_decay=0.9),
     ConsistencyDistillation(guidance=1.0),
@@ -124,7 +126,7 @@ def test_the_same_seed_is_the_same_step_and_nothing_given_is_changed() -> None:
 @pytest.mark.parametrize(
     "objective",
     [
-        *ALL[:5],
+        *ALL[:6],
         SCM(guidance=1.0, derivative="finite"),
         MeanFlow(guidance=0.5, derivative="finite"),
         ProgressiveDistillation(start_steps=4),

@@ -14,6 +14,7 @@ from twinflow.errors import TwinflowError
 from twinflow.objectives import (
     DMD,
     DMD2,
+    RCGM,
     SCM,
     STUDENT,
     ConsistencyDistillation,
@@ -66,6 +67,7 @@ def test_a_network_without_blocks_is_refused() -> None:
 
 
 METHODS: list[Any] = [
+    RCGM(guidance=0.3, teacher="frozen"),
     ConsistencyTraining(),
     ConsistencyDistillation(guidance=1.5),
     SCM(guidance=1.5, tangent_warmup=0),

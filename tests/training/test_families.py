@@ -116,6 +116,7 @@ def test_twinflow_trains_it(name: str, train: str, tmp_path: Path) -> None:
 
 
 RIVALS: list[dict[str, Any]] = [
+    {"name": "rcgm", "guidance": 0.3, "teacher": "ema"},
     {"name": "consistency_training", "target_decay": 0.5, "start_intervals": 2, "final_intervals": 8},
     {"name": "consistency_distillation", "guidance": 1.0},
     {"name": "scm", "guidance": 1.0, "tangent_warmup": 2},

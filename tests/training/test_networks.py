@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 
 from twinflow.config import load_recipe
 from twinflow.objectives import Step
+from twinflow.objectives.networks import STUDENT
 from twinflow.training import RunResult, Trainer
+from twinflow.training import accountant as accountant_module
 from twinflow.training.accountant import Accountant, Budget
 from twinflow.training.checkpoint import read_checkpoint
 from twinflow.training.metrics import read_metrics
@@ -20,6 +24,9 @@ from .test_resume import PowerCut, assert_same
 from .tiny import Colors, TinyPipeline, tiny_recipe
 
 METHODS: dict[str, dict[str, Any]] = {
+    "flow_matching": {},
+    "rcgm": {"guidance": 0.3, "teacher": "ema"},
+    "twinflow": {"guidance": 0.3, "teacher": "frozen"},
     "consistency_training": {"target_decay": 0.5, "start_intervals": 2, "final_intervals": 8},
     "consistency_distillation": {"guidance": 1.0},
     "scm": {"guidance": 1.0, "tangent_warmup": 6},
@@ -80,12 +87,18 @@ def test_mixed_velocities_get_their_unconditional_condition(tmp_path: Path) -> N
     assert Trainer(recipe, TinyPipeline(), Colors()).run().step == 1
 
 
-def test_networks_move_in_their_phase_alone(tmp_path: Path) -> None:
-    """DMD2 with two steps of the critic: the checkpoint of every step tells who moved."""
-    result = train(tmp_path, "dmd2", sections={"checkpoint": {"every": 1, "keep": 12}, "ema": {"decay": 0.9}})
+@pytest.mark.parametrize("name", list(METHODS))
+def test_networks_move_in_their_phase_alone(tmp_path: Path, name: str) -> None:
+    """The checkpoint of every step tells who moved: DMD2's critic twice for each step of the student, say."""
+    sections = {"checkpoint": {"every": 1, "keep": 12}, "ema": {"decay": 0.9}, "train": {"steps": 6}}
+    recipe = recipe_of(tmp_path, name, **sections)
+    trainer = Trainer(recipe, TinyPipeline(), Colors())
+    start = {key: value.clone() for key, value in trainer.pipe.network.state_dict().items()}
+    result, objective = trainer.run(), trainer.objective
     folders = sorted((result.output / "checkpoints").glob("step_*"))
     snapshots = [read_checkpoint(folder).tensors for folder in folders]
-    for at in range(1, 12):
+    specs, seen = objective.networks(), set()
+    for at in range(1, 6):
         before, after = snapshots[at - 1], snapshots[at]
         moved = {
             file
@@ -95,15 +108,18 @@ def test_networks_move_in_their_phase_alone(tmp_path: Path) -> None:
                 k not in before[file] or not torch.equal(v, before[file][k]) for k, v in after[file].items()
             )
         }
-        if at % 3 == 2:
-            assert moved == {"weights", "optimizer", "average"}
-        else:
-            assert moved == {
-                "network_fake_score",
-                "optimizer_fake_score",
-                "network_discriminator",
-                "optimizer_discriminator",
-            }
+        trains = objective.begin(at, 6).trains
+        expected = {f"{kind}_{key}" for key in trains for kind in ("network", "optimizer") if key != STUDENT}
+        if STUDENT in trains:
+            expected |= {"weights", "optimizer", "average"}
+            expected |= {"teacher"} if recipe.objective.get("teacher") == "ema" else set()
+            expected |= {f"network_{key}" for key, spec in specs.items() if spec.kind == "average"}
+        stages = {f"network_{key}" for key, spec in specs.items() if spec.kind == "stage"}
+        assert moved - stages == expected  # when a stage's teacher moves is told below
+        seen.update(trains)
+    assert seen == {STUDENT, *(key for key, spec in specs.items() if spec.trained)}
+    if (frozen := trainer.averages.frozen) is not None:
+        assert all(torch.equal(value, start[key]) for key, value in frozen.state_dict().items())
 
 
 def test_the_teacher_of_a_stage_is_the_student_of_the_last_one(tmp_path: Path) -> None:
@@ -168,6 +184,30 @@ def test_a_budget_ends_the_run_and_a_resume_does_not_extend_it(
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == steps  # it was the last step
     assert again.total("flops") == accountant.total("flops") > 0
     assert load_recipe(tmp_path / "recipe.yaml").train.steps == 12
+
+
+def test_a_budget_in_operations_ends_the_run(tmp_path: Path) -> None:
+    """Flow matching has one phase, so that every step costs what the first one did."""
+    counting = Accountant()
+    train(tmp_path / "one", "flow_matching", accountant=counting, budget=Budget(unit="steps", amount=1))
+    step = counting.total("flops")
+    for amount, steps in ((4 * step, 4), (4 * step + 1, 5)):
+        budget = Budget(unit="flops", amount=amount)
+        for _ in range(2):  # and a resume does not extend it
+            result = train(tmp_path / str(steps), "flow_matching", budget=budget)
+            assert (result.status, result.step) == ("finished", steps)
+
+
+def test_a_budget_in_seconds_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that two seconds pass on whenever it is asked: before a step and behind it."""
+    clock = itertools.count(0, 2)
+    monkeypatch.setattr(accountant_module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    for amount, steps in ((8, 4), (9, 5)):
+        budget, accountant = Budget(unit="seconds", amount=amount), Accountant()
+        result = train(tmp_path / str(steps), "flow_matching", budget=budget, accountant=accountant)
+        assert (result.status, result.step, accountant.total("seconds")) == ("finished", steps, 2 * steps)
+        resumed = train(tmp_path / str(steps), "flow_matching", budget=budget)
+        assert (resumed.status, resumed.step) == ("finished", steps)
 
 
 def test_holdings_tell_one_network_from_three(tmp_path: Path) -> None:

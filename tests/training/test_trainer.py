@@ -178,12 +178,19 @@ def test_an_average_that_is_the_teacher_stays(tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     result, trainer = train(tmp_path, log={"tensorboard": True})
     lines = read_metrics(tmp_path / "metrics.jsonl")
     roles = {"loss/one_step", "loss/tangent", "loss/any_step", "loss/fake", "loss/rectify"}
     assert roles <= {name for line in lines for name in line}
     assert {"loss", "lr", "gradient_norm", "rows_per_second", "seconds"} <= lines[-1].keys()
-    assert list((tmp_path / "tensorboard").iterdir())
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert roles | {"loss", "lr"} <= set(board.Tags()["scalars"])
+    for name in roles:
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines if name in line}, rel=1e-6)
     assert json.loads((tmp_path / "versions.json").read_text())["torch"] == torch.__version__
     assert trainer.averages.drawn is not None
     assert result.pipeline is not None

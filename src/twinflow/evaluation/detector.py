@@ -17,6 +17,7 @@ from twinflow.evaluation.scoring import Detection
 from twinflow.evaluation.shape_fit import blurred, soft_iou, templates, unit_moments
 
 GRAY = np.array(BACKGROUND)
+ROUNDING = 1e-6  # of fp32 pictures: the least contrast itself is enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ class ShapeDetector:
         alpha = np.where(mine, np.clip(offset[window] @ ray / (ray @ ray), 0, 1), 0.0)
 
         color = core_color(offset[window], alpha, mine)
-        if color @ ray < self.settings.contrast * (ray @ ray):
+        if color @ ray < self.settings.contrast * (ray @ ray) * (1 - ROUNDING):
             return None
         if color_spread(offset[window][own], color) > self.settings.spread:
             return None
@@ -172,7 +173,7 @@ class ShapeDetector:
         solid = float(np.quantile(distance[own], 0.7))
         core = offset[window][own & (distance >= solid)].mean(0)
         ray = self.rays[(self.rays @ core / np.linalg.norm(self.rays, axis=-1)).argmax()]
-        if core @ ray < self.settings.contrast * (ray @ ray):
+        if core @ ray < self.settings.contrast * (ray @ ray) * (1 - ROUNDING):
             return None  # a ghost
         mine = ndimage.binary_dilation(ndimage.binary_fill_holes(own))
         alpha = np.where(mine, np.clip(distance / solid, 0, 1), 0.0)

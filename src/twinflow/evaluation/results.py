@@ -63,6 +63,9 @@ class EvaluationTable:
     notes: list[str] = field(
         default_factory=list
     )  # what a reader must know, such as that protocols are mixed
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # what else was measured, such as how long it all took
 
     def row(self, model: str, nfe: int) -> EvaluationRow | None:
         return next((r for r in self.rows if (r.model, r.nfe) == (model, nfe)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from twinflow.data.shapeworld import Level, draw_scene, get_level, held_out
 from twinflow.data.shapeworld.captions import Caption
-from twinflow.data.shapeworld.dataset import EVAL_STREAM
+from twinflow.data.shapeworld.dataset import EVAL_STREAM, ShapeWorldDataset
 from twinflow.evaluation.detector import ShapeDetector
-from twinflow.evaluation.diversity import layout_diversity
+from twinflow.evaluation.diversity import Box, layout_diversity
 from twinflow.evaluation.results_file import read_results, write_results
 from twinflow.evaluation.scoring import (
     ImageResult,
@@ -25,6 +26,12 @@ from twinflow.evaluation.scoring import (
 )
 
 REFERENCE_SCENES = 16  # of a prompt, for the renderer's own diversity
+TRAINING_SCENES = (
+    2000  # the first of the training set of seed 0: all of one small enough to be learnt by heart
+)
+CELLS = 8  # of a side, into which places are counted
+
+Layouts = Sequence[Sequence[Box]]  # the boxes of each picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,8 @@ class Report:
     shape_distance: float  # shapes of all objects
     color_distance: float  # colours of all objects, "unknown" being one
     layout_diversity: float | None  # spread over pictures of a prompt, 1 = the renderer's own
+    placement_entropy: float | None  # of where objects lie in any picture, 1 = the renderer's own
+    training_distance: float | None  # to the nearest training layout; 1 as of unseen scenes, 0: copies
 
     @property
     def seen(self) -> float | None:
@@ -103,6 +112,8 @@ def report(rows: Sequence[ImageResult], level: str | Level = "tiny") -> Report:
     seen = [row for row in colored if not held_out(world, dict(row.metadata))]
     found = [detection for row in rows for detection in row.detections]
     captions = [row.metadata for row in rows]
+    layouts = [[detection.box for detection in row.detections] for row in rows]
+    real = unseen_layouts(captions, world)
     return Report(
         level=world,
         rows=rows,
@@ -120,6 +131,8 @@ def report(rows: Sequence[ImageResult], level: str | Level = "tiny") -> Report:
             Counter(d.color or "unknown" for d in found), expected_colors(captions, world)
         ),
         layout_diversity=relative_layout_diversity(rows, world),
+        placement_entropy=relative_placement_entropy(layouts, real, world),
+        training_distance=relative_training_distance(layouts, real, world),
     )
 
 
@@ -165,3 +178,82 @@ def relative_layout_diversity(rows: Sequence[ImageResult], level: Level) -> floa
     drawn = [prompt for prompt in captions for _ in range(REFERENCE_SCENES)]
     real = [[o.box for o in draw_scene(captions[prompt], rng, level)] for prompt in drawn]
     return found.mean / layout_diversity(real, drawn).mean
+
+
+def placement_entropy(layouts: Layouts, size: float, *, cells: int = CELLS) -> float:
+    """Entropy in bits of the cell, of ``cells`` x ``cells`` on a picture of side ``size``, that a centre lies in.
+
+    0 where all objects of all pictures lie in one cell, ``2 log2(cells)`` where every cell has as many. Unlike
+    :func:`layout_diversity` it needs no two pictures of a prompt, and can't tell seeds from prompts.
+    """
+    centres = np.array([_centre(box) for boxes in layouts for box in boxes])
+    if not len(centres):
+        raise ValueError("no object in any picture: nothing has a place")
+    column, row = np.clip(centres * cells / size, 0, cells - 1).astype(int).T
+    shares = np.bincount(row * cells + column) / len(centres)
+    return float(-sum(share * np.log2(share) for share in shares if share > 0))
+
+
+def nearest_layouts(layouts: Layouts, training: Layouts) -> list[float | None]:
+    """How far each layout is from the nearest of ``training`` with as many objects, None where there is none.
+
+    Distances are those of :func:`layout_diversity`: |dx| + |dy| of sorted centres, in the mean over objects.
+    """
+    known: dict[int, list[np.ndarray]] = {}
+    for boxes in training:
+        known.setdefault(len(boxes), []).append(_sorted_centres(boxes))
+    stacks = {count: np.stack(centres) for count, centres in known.items() if count > 0}
+    found: list[float | None] = []
+    for boxes in layouts:
+        others = stacks.get(len(boxes))
+        if others is None:
+            found.append(None)
+        else:
+            found.append(float(np.abs(others - _sorted_centres(boxes)).sum(-1).mean(-1).min()))
+    return found
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _sorted_centres(boxes: Sequence[Box]) -> np.ndarray:
+    return np.array(sorted(map(_centre, boxes)))  # (K, 2)
+
+
+def unseen_layouts(captions: Iterable[Metadata], level: Level) -> Layouts:
+    """A real scene of each caption that no training shows."""
+    rng = np.random.default_rng([1, EVAL_STREAM])
+    return [[o.box for o in draw_scene(dict(caption), rng, level)] for caption in captions]
+
+
+@cache
+def training_layouts(level: Level) -> Layouts:
+    """The first ``TRAINING_SCENES`` training scenes."""
+    scenes = ShapeWorldDataset(level, length=TRAINING_SCENES)
+    return [[o.box for o in scenes.scene(i)[1]] for i in range(len(scenes))]
+
+
+def relative_placement_entropy(layouts: Layouts, real: Layouts, level: Level) -> float | None:
+    """Entropy of places over that of ``real`` ones, both of as many pictures; None where there is nothing to find."""
+    if not any(layouts) or not (of_real := placement_entropy(real, level.size)):
+        return None
+    return placement_entropy(layouts, level.size) / of_real
+
+
+def relative_training_distance(layouts: Layouts, real: Layouts, level: Level) -> float | None:
+    """Mean distance to the nearest training layout over that of ``real``, unseen scenes of as many objects.
+
+    None where no picture has as many objects as a real one.
+    """
+
+    def by_count(some: Layouts) -> dict[int, list[float]]:
+        distances: dict[int, list[float]] = {}
+        for boxes, distance in zip(some, nearest_layouts(some, training_layouts(level))):
+            if distance is not None:
+                distances.setdefault(len(boxes), []).append(distance)
+        return distances
+
+    ours, theirs = by_count(layouts), by_count(real)
+    ratios = [d / float(np.mean(theirs[count])) for count in ours if count in theirs for d in ours[count]]
+    return float(np.mean(ratios)) if ratios else None

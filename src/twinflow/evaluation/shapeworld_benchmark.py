@@ -73,6 +73,10 @@ class ShapeWorldBenchmark(Benchmark):
         )
         report.write_jsonl((keep or folder) / RESULTS)
         official = report.official
+        spread = (
+            ("placement_entropy", "Placement entropy", report.placement_entropy),
+            ("training_distance", "Distance from training layouts", report.training_distance),
+        )
         return Scores(
             overall=official.overall,
             overall_error=official.overall_error,
@@ -81,7 +85,10 @@ class ShapeWorldBenchmark(Benchmark):
             task_images={task: proportion.total for task, proportion in official.by_task.items()},
             held_out=report.held_out,
             diversity=report.layout_diversity,
-            metrics={"detection": Metric(report.detection_score, "Shape fit", "higher", 3)},
+            metrics={
+                "detection": Metric(report.detection_score, "Shape fit", "higher", 3),
+                **{name: Metric(value, title) for name, title, value in spread if value is not None},
+            },
             findings=[finding(row) for row in report.rows],
         )
 

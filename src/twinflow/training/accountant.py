@@ -95,7 +95,12 @@ class PhaseCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A bound on what a run may cost."""
+    """A bound on what a run may cost.
+
+    Of what adds up from step to step. Memory does not, and is no unit: its peak is reached in the first steps of each
+    phase, so that a bound on it would not end a run but forbid it. It is measured (:meth:`Accountant.peak_memory`,
+    :class:`Holdings`), and foretold by ``twinflow plan``.
+    """
 
     unit: Unit
     amount: float

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from twinflow.data.shapeworld.captions import TASKS, training_captions
-from twinflow.data.shapeworld.scenes import draw_scene, render
-from twinflow.data.shapeworld.world import get_level
+from twinflow.data.shapeworld.captions import TASKS, Caption, training_captions
+from twinflow.data.shapeworld.scenes import SceneObject, draw_scene, render
+from twinflow.data.shapeworld.world import Level, get_level
 
 # Training scenes use even entropy words and evaluation scenes odd ones, so that the two never share a scene.
 TRAIN_STREAM, EVAL_STREAM = 0, 1
@@ -24,7 +24,7 @@ class ShapeWorldDataset:
     a longer set begins with the shorter one.
     """
 
-    def __init__(self, level: str = "tiny", *, length: int = 50_000, seed: int = 0) -> None:
+    def __init__(self, level: str | Level = "tiny", *, length: int = 50_000, seed: int = 0) -> None:
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         self.level, self.length, self.seed = get_level(level), length, seed
@@ -33,13 +33,18 @@ class ShapeWorldDataset:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def scene(self, index: int) -> tuple[Caption, list[SceneObject]]:
+        """What item ``index`` shows."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, TRAIN_STREAM, index])
         captions = self._captions[rng.integers(len(TASKS))]
         caption = captions[rng.integers(len(captions))]
-        image = render(draw_scene(caption, rng, self.level), self.level)
+        return caption, draw_scene(caption, rng, self.level)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        caption, scene = self.scene(index)
+        image = render(scene, self.level)
         pixels = torch.from_numpy(image).permute(2, 0, 1) * 2 - 1
         return {"pixels": pixels.contiguous(), "caption": caption["prompt"]}
 

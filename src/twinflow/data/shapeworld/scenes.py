@@ -80,7 +80,9 @@ def coverage(
     return rows.reshape(height, width, supersample).sum(2, dtype=np.uint32) / supersample**2
 
 
-def _place_objects(rng: np.random.Generator, count: int, size: int) -> list[tuple[float, float, float]]:
+def _place_objects(
+    rng: np.random.Generator, count: int, size: int, gap: float = OBJECT_GAP
+) -> list[tuple[float, float, float]]:
     """(x, y, radius) of ``count`` objects that touch neither each other nor the border."""
     scale = size / 32.0
     low, high = RADII[count]
@@ -92,19 +94,24 @@ def _place_objects(rng: np.random.Generator, count: int, size: int) -> list[tupl
             margin = BORDER_MARGIN * scale + radius
             x = margin + ((size - margin) - margin) * of_x
             y = margin + ((size - margin) - margin) * of_y
-            if all(max(abs(x - a), abs(y - b)) - radius - q >= OBJECT_GAP * scale for a, b, q in placed):
+            if all(max(abs(x - a), abs(y - b)) - radius - q >= gap * scale for a, b, q in placed):
                 placed.append((x, y, radius))
                 if len(placed) == count:
                     return placed
     raise RuntimeError(f"no room for {count} objects in {size} pixels")
 
 
-def draw_scene(caption: Caption, rng: np.random.Generator, level: str | Level) -> list[SceneObject]:
-    """A random scene that satisfies the caption, and no other relation than the one it names."""
+def draw_scene(
+    caption: Caption, rng: np.random.Generator, level: str | Level, *, gap: float = OBJECT_GAP
+) -> list[SceneObject]:
+    """A random scene that satisfies the caption, and no other relation than the one it names.
+
+    ``gap`` is the least distance of two bounding boxes, in pixels of a 32 x 32 picture.
+    """
     world = get_level(level)
     needs = [need for need in caption["include"] for _ in range(need["count"])]
     for _ in range(500):
-        places = _place_objects(rng, len(needs), world.size)
+        places = _place_objects(rng, len(needs), world.size, gap)
         free = rng.permutation(world.colors)
         scene = [
             SceneObject(need["class"], need.get("color") or str(rng.choice(free)), *place)
