@@ -99,7 +99,12 @@ class Planner:
         latents = self.backbone.compression.latents(height=height, width=setup.width, frames=setup.frames)
         key = (id(network), latents, setup.text_tokens)
         if key not in self._calls:
-            self._calls[key] = Call.find(network, latents, text_tokens=setup.text_tokens)
+            self._calls[key] = Call.find(
+                network,
+                latents,
+                text_tokens=setup.text_tokens,
+                image_tokens=self.backbone.image_tokens,
+            )
         return self._calls[key]
 
     def profile(self, setup: Setup, *, shards: int = 1) -> StepProfile:

@@ -12,8 +12,9 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines.weightless import stock_class
 from twinflow.planner import Planner, find_remedies, plan_recipe
 from twinflow.planner.hardware import GPUS, Gpu
+from twinflow.planner.inputs import IMAGE_TOKENS
 from twinflow.planner.plan import Plan, size
-from twinflow.planner.sources import Backbone, measure_autoencoder
+from twinflow.planner.sources import SOURCE_AREAS, Backbone, image_tokens, measure_autoencoder
 from twinflow.recipes.sections import Parallel
 from twinflow.training.watch import Prediction
 
@@ -97,6 +98,7 @@ def backbone_of(pipe: Any) -> Backbone:
         for name, part in stock.components.items()
         if isinstance(part, torch.nn.Module) and name != "transformer"
     }
+    seeing = getattr(stock, "image_encoder", None)
     return Backbone(
         name=type(stock).__name__,
         kind=type(stock.transformer),
@@ -104,5 +106,7 @@ def backbone_of(pipe: Any) -> Backbone:
         compression=compression,
         text_tokens=256 if tokens is None else tokens.shape[1],
         size=height * compression.spatial,
+        source_area=SOURCE_AREAS.get(type(stock).__name__),
+        image_tokens=IMAGE_TOKENS if seeing is None else image_tokens(seeing.config.to_dict()),
         encoders=others,
     )
