@@ -244,7 +244,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
         raise TwinflowError(f"{output} is there already: choose another folder")
     recipe = load_recipe(run / "recipe.yaml")
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"device": "cpu"})})
-    tensors = read_whole(found).tensors
+    tensors = read_whole(found, groups=("weights", "average")).tensors
     whole = recipe.model.part == "transformer"  # its data may be elsewhere by now
     model = build_model(recipe, None if whole else build_dataset(recipe))
     overwrite(model.network, {**tensors["weights"], **tensors.get("average", {})})
