@@ -37,7 +37,7 @@ from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import new_pipeline
-from twinflow.planner.prediction import backbone_of, predict
+from twinflow.planner.prediction import backbone_of, check_stored, predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.from_scratch import FROM_SCRATCH
@@ -256,7 +256,8 @@ def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Tr
     """The trainer of ``recipe``, its data and its model; ``options`` are further arguments of :class:`Trainer`."""
     # What can't be gone on with, or not by these processes, is refused before anything is loaded.
     checkpoint = RunFolder(recipe).resume_from(resume)
-    place, shards = check_layout(recipe, recipe.build_objective(), torch.device(device_of(recipe)))
+    device = torch.device(device_of(recipe))
+    place, shards = check_layout(recipe, recipe.build_objective(), device)
     if checkpoint is not None:
         check_processes(checkpoint, recipe, place, shards=shards)
     torch.manual_seed(recipe.train.seed)
@@ -265,6 +266,7 @@ def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Tr
         StreamOrder(
             dataset, batch=1, seed=recipe.train.seed, rank=place.data_rank, world_size=place.data_count
         ).check()
+    check_stored(recipe, device)
     build = build_for_cache if isinstance(dataset, CachedRows) else build_model
     model = build(recipe, dataset)
     prediction = predict(recipe, model)
