@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.testing._internal.distributed import fake_pg as _fake_pg  # noqa: F401 - registers its backend
 
+from twinflow import launch as launch_module
 from twinflow.config import load_recipe
 from twinflow.data.shapeworld.captions import vocabulary
 from twinflow.errors import TwinflowError
 from twinflow.launch import build_trainer, launch
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.quantise import LIBRARIES
+from twinflow.planner import Gpu, prediction
+from twinflow.planner.hardware import GiB
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHORT = ["train.steps=2", "train.batch=4", "optimizer.warmup_steps=0", "log.tensorboard=false"]
@@ -144,6 +148,40 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TwinflowError, match=r"train.device = 'cuda', .* no CUDA device: use 'cpu' or 'auto'"):
         launch(recipe)
     assert not (tmp_path / "run").exists()
+
+
+class Opened(Exception):
+    """The model would be read now."""
+
+
+@pytest.mark.parametrize(
+    ("mib", "force"), [pytest.param(44, False, marks=pytest.mark.slow), (44, True), (3000, False)]
+)
+def test_weights_that_do_not_fit_are_not_read(
+    mib: int, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration shows it, with the remedies, before the GPU can run out of memory."""
+
+    def opened(*arguments: object) -> None:
+        raise Opened
+
+    gpu = Gpu(name="tiny", memory=(GiB + mib * 2**20) * 100 // 97, bf16=1.0, fp32=1.0, bandwidth=1.0)
+    monkeypatch.setattr(prediction, "gpu_at", lambda device: gpu)
+    monkeypatch.setattr(launch_module, "device_of", lambda recipe: "cuda")
+    monkeypatch.setattr(launch_module, "build_model", opened)
+    changes = [
+        "data.length=24",
+        "train.batch=1",
+        "train.gradient_checkpointing=true",
+        f"train.force={str(force).lower()}",
+        f"output={tmp_path / 'run'}",
+    ]
+    recipe = load_recipe(RECIPES / "shapeworld_base.yaml", [*SHORT, *changes, "model.path=shapeworld-tiny"])
+    refused = not force and mib == 44  # 13 MiB of weights, as much each for states, the average and gradients
+    with pytest.raises(TwinflowError if refused else Opened) as found:
+        build_trainer(recipe)
+    if refused:
+        assert re.search(r"(?s)does not fit.*\n  \S+=\S+.*: .*\ntrain.force=true starts", str(found.value))
 
 
 @pytest.mark.parametrize(

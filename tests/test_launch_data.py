@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from families import FAMILIES
@@ -21,6 +22,7 @@ from twinflow.data.shapeworld import write_folder
 from twinflow.errors import TwinflowError
 from twinflow.launch import build_trainer, cache, export_checkpoint, launch
 from twinflow.pipelines import AnyStepPipeline
+from twinflow.training import checkpoint
 from twinflow.training.metrics import read_metrics
 
 SIZE = 16
@@ -164,14 +166,20 @@ def test_a_cache_for_a_lora_is_that_of_its_base(
     assert "can't be left out" not in caplog.text
 
 
-def test_a_checkpoint_is_exported_without_the_data(tmp_path: Path, model: Path, pictures: Path) -> None:
+def test_a_checkpoint_is_exported_without_the_data(
+    tmp_path: Path, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And without the states of its optimiser, which are most of it."""
     shutil.copytree(pictures, tmp_path / "pictures")
     data = {"kind": "folder", "path": str(tmp_path / "pictures"), "size": SIZE}
     trained = launch(
         make_recipe(recipe(model, tmp_path / "run", data, train={"steps": 2, "batch": 3}))
     ).pipeline
     shutil.rmtree(tmp_path / "pictures")
+    read: list[str] = []
+    monkeypatch.setattr(checkpoint, "load_file", lambda file: (read.append(file.stem), load_file(file))[1])
     exported = export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    assert set(read) == {"weights", "average"}
     one, other = (AnyStepPipeline.from_pretrained(folder) for folder in (trained, exported))
     weights = other.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in one.network.state_dict().items())

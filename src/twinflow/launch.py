@@ -37,7 +37,7 @@ from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.left_out import left_out, recorded
 from twinflow.pipelines.new import new_pipeline
-from twinflow.planner.prediction import backbone_of, predict
+from twinflow.planner.prediction import backbone_of, check_stored, predict
 from twinflow.training import RunResult, Trainer
 from twinflow.training.checkpoint import CheckpointFolder
 from twinflow.training.from_scratch import FROM_SCRATCH
@@ -257,7 +257,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
         raise TwinflowError(f"{output} is there already: choose another folder")
     recipe = load_recipe(run / "recipe.yaml")
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"device": "cpu"})})
-    tensors = read_whole(found).tensors
+    tensors = read_whole(found, groups=("weights", "average")).tensors
     whole = recipe.model.part == "transformer"  # its data may be elsewhere by now
     model = build_model(recipe, None if whole else build_dataset(recipe))
     overwrite(model.network, {**tensors["weights"], **tensors.get("average", {})})
@@ -270,7 +270,8 @@ def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Tr
     # What can't be gone on with, or not by these processes, is refused before anything is loaded.
     folder = RunFolder(recipe)
     checkpoint = folder.resume_from(resume)
-    place, shards = check_layout(recipe, recipe.build_objective(), torch.device(device_of(recipe)))
+    device = torch.device(device_of(recipe))
+    place, shards = check_layout(recipe, recipe.build_objective(), device)
     folder.check_shared(checkpoint, place, sharded=shards > 1)
     if checkpoint is not None:
         check_processes(checkpoint, recipe, place, shards=shards)
@@ -280,6 +281,7 @@ def build_trainer(recipe: Recipe, *, resume: str = "auto", **options: Any) -> Tr
         StreamOrder(
             dataset, batch=1, seed=recipe.train.seed, rank=place.data_rank, world_size=place.data_count
         ).check()
+    check_stored(recipe, device)
     build = build_for_cache if isinstance(dataset, CachedRows) else build_model
     model = build(recipe, dataset)
     prediction = predict(recipe, model)

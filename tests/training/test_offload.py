@@ -41,6 +41,16 @@ def test_offloading_changes_no_gradient_and_leaves_weights_where_they_are() -> N
     assert all(map(torch.equal, gradients(True), gradients(False)))
 
 
+def test_what_comes_back_lies_as_it_did() -> None:
+    """torch multiplies tensors of other strides in another way, and then keeps others when it computes them again:
+    checkpointing refused that for a LoRA on SANA, whose blocks get a picture's transpose."""
+    context = offloaded([])
+    turned = torch.randn(16, SMALLEST // 16).T
+    back = context.unpack_hook(context.pack_hook(turned))
+    assert torch.equal(back, turned)
+    assert back.stride() == turned.stride()
+
+
 def test_frozen_weights_stay_where_they_are_too() -> None:
     """A layer passes gradients on through its weights, frozen ones too: a base under a LoRA is most of the memory."""
     layers = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))

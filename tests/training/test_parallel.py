@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 
 from together import run_on_machines, run_together
@@ -259,6 +261,22 @@ def test_a_resumed_run_is_the_same_run(folder: Path) -> None:
         assert_same(straight / f"step_{step:08}", folder / "background" / "checkpoints" / f"step_{step:08}")
     assert (folder / "background" / "checkpoints" / "latest").read_text().strip() == "step_00000006"
     assert not list(folder.glob("*/checkpoints/.*"))
+
+
+def test_of_slices_those_that_are_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export needs no state of the optimiser: hundreds of GiB of a model of 20 B."""
+    path = tmp_path / "step_00000001"
+    written = {f"{group}/w": torch.randn(3, 2) for group in ("weights", "average", "optimizer")}
+    written["optimizer/exp_avg|w|rank 0"] = torch.zeros(4, dtype=torch.uint8)
+    dcp.save(written, storage_writer=dcp.HuggingFaceStorageWriter(str(path / "slices")), no_dist=True)
+    (path / "state.json").write_text(json.dumps({"format": 1, "processes": 2}))
+    asked, load = set[str](), dcp.load
+    monkeypatch.setattr(dcp, "load", lambda found, **options: (asked.update(found), load(found, **options)))
+    tensors = read_whole(path, groups=("weights", "average")).tensors
+    assert asked == {"weights/w", "average/w"}
+    assert tensors.keys() == {"weights", "average"}
+    assert all(torch.equal(tensors[group]["w"], written[f"{group}/w"]) for group in tensors)
+    assert read_whole(path).tensors.keys() == {"weights", "average", "optimizer"}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from twinflow.planner.network import FakeNetwork, quiet
 # Names in configurations for the width of a text token, the one that counts first where there are two.
 _TEXT_WIDTHS = ("caption_channels", "text_embed_dim", "text_dim", "cap_feat_dim", "joint_attention_dim")
 _STATES, _TIMES = ("hidden_states", "x"), ("timestep", "t")
-_IMAGE_TOKENS = 257  # that CLIP makes of the source picture, for Wan's image-to-video
+IMAGE_TOKENS = 257  # that the CLIP of published models makes of a source picture, for Wan's image-to-video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,12 @@ class Call:
     text_tokens: int
     patch: int  # latent pixels a side that a token packs, where the pipeline packs them
     beside: int = 0  # channels of a source picture, which follow those of the state
+    image_tokens: int = IMAGE_TOKENS  # of a source picture, beside those of the text
 
     @classmethod
-    def find(cls, network: FakeNetwork, latents: Latents, *, text_tokens: int) -> Call:
+    def find(
+        cls, network: FakeNetwork, latents: Latents, *, text_tokens: int, image_tokens: int = IMAGE_TOKENS
+    ) -> Call:
         """The form in which ``network`` runs. :class:`TwinflowError` with what each form led to."""
         reasons = []
         for beside, form, (shape, patch) in _forms(network, latents):
@@ -62,6 +65,7 @@ class Call:
                 state_shape=shape,
                 latents=latents,
                 text_tokens=text_tokens,
+                image_tokens=image_tokens,
                 patch=patch,
                 beside=beside,
             )
@@ -176,7 +180,7 @@ class Call:
             return torch.randn(rows, length, text_width, dtype=dtype)
 
         def mask() -> Tensor:
-            return torch.ones(rows, length, dtype=torch.bool)
+            return torch.tensor([[True] * length] * rows)  # its values are known: see network._Mode
 
         makers: dict[str, Callable[[], Any]] = {
             **dict.fromkeys(_STATES, state),
@@ -196,7 +200,7 @@ class Call:
             )
         if config.get("image_dim"):
             makers["encoder_hidden_states_image"] = lambda: torch.randn(
-                rows, _IMAGE_TOKENS, config["image_dim"], dtype=dtype
+                rows, self.image_tokens, config["image_dim"], dtype=dtype
             )
         if config.get("guidance_embeds"):
             makers["guidance"] = lambda: torch.ones(rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from twinflow.pipelines.blocks import block_lists, repeated_blocks
@@ -23,13 +23,24 @@ from twinflow.planner.adapters import Adapter, quantise
 
 # Of a run of like blocks the first two and the last are kept as they are; the third stands for all the others.
 _KEPT = 4
+# Elements of a mask at the most, whose values are known beside its shape: they are computed with for real.
+_KNOWN = 1 << 20
 
 
 class _Mode(FakeTensorMode):
-    """Copies of a fake tensor stay in its mode."""
+    """Copies of a fake tensor stay in its mode, and what is computed from masks and lengths alone is known."""
 
     def __deepcopy__(self, memo: Any) -> _Mode:
         return self
+
+    def may_turn_const(self, t: Tensor) -> bool:
+        """Whether ``t``, whose values were found beside its shape, keeps them.
+
+        Of torch's own fake tensors single numbers do. Some transformers (Lumina2) read the lengths of prompts off a
+        mask and cut by them: shapes that follow from values. So whole numbers made by ``torch.tensor`` keep theirs.
+        """
+        known = type(t) is Tensor and not t.is_floating_point() and t.device.type != "meta"
+        return (known and t.numel() <= _KNOWN) or super().may_turn_const(t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ class Plan:
     groups: dict[str, int]
     components: tuple[Component, ...]
     host: int  # bytes on the host: offloaded activations, and shards that are kept there
+    opening: int = (
+        0  # bytes of the first GPU, with the margin, while a sharded run opens its model; 0: not more
+    )
     profile: StepProfile = field(repr=False)
     traffic: int  # bytes that an update reads and writes, on average: weights, states, averages, gradients
 
@@ -43,6 +46,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes at the worst moment of a step, with the margin."""
         return sum(component.bytes for component in self.components)
+
+    @property
+    def needed(self) -> int:
+        """Bytes at the worst moment of all: of a step, or while the model is opened."""
+        return max(self.peak, self.opening)
 
     @property
     def allocated(self) -> int:
@@ -55,7 +63,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.gpu.memory
+        return self.needed <= self.gpu.memory
 
     @property
     def step_seconds(self) -> float:
@@ -86,6 +94,7 @@ class Plan:
             f"{parameters(self.trained, digits=3)} trained; "
             f"peak {size(self.peak)} of {size(self.gpu.memory)} on {self.gpus} x {self.gpu.name}, which {fits}"
             + (f"; at least {seconds(self.step_seconds)} a step" if known else "")
+            + (f"; {size(self.opening)} on the first GPU while the model is opened" if self.opening else "")
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +122,7 @@ class Plan:
             "available": self.gpu.memory,
             "fits": self.fits,
             "host": self.host,
+            "opening": self.opening,
             "forward_flops": self.profile.forward_flops,
             "step_flops": self.profile.step_flops * self.setup.accumulate,
             "calls": schedule.calls,

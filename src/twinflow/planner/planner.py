@@ -19,7 +19,7 @@ from twinflow.planner.kept import Kept
 from twinflow.planner.network import FakeNetwork
 from twinflow.planner.plan import Component, Plan
 from twinflow.planner.setup import DTYPES, Setup
-from twinflow.planner.sharding import Passing, Undivided
+from twinflow.planner.sharding import Passing, Undivided, opening_bytes
 from twinflow.planner.sources import Backbone
 from twinflow.planner.step import StepProfile, profile_step
 from twinflow.recipes.sections import Lora
@@ -99,7 +99,12 @@ class Planner:
         latents = self.backbone.compression.latents(height=height, width=setup.width, frames=setup.frames)
         key = (id(network), latents, setup.text_tokens)
         if key not in self._calls:
-            self._calls[key] = Call.find(network, latents, text_tokens=setup.text_tokens)
+            self._calls[key] = Call.find(
+                network,
+                latents,
+                text_tokens=setup.text_tokens,
+                image_tokens=self.backbone.image_tokens,
+            )
         return self._calls[key]
 
     def profile(self, setup: Setup, *, shards: int = 1) -> StepProfile:
@@ -193,6 +198,8 @@ class Planner:
             "context and allocator": gpu.margin,
         }
         parts["weights"] = parts.get("weights", 0) + network.buffers
+        opening = opening_bytes(network, shards=shards, on_host=on_host) + gpu.margin
+        opening += parts["text encoder and autoencoder"]
         return Plan(
             model=self.backbone.name,
             gpu=gpu,
@@ -206,6 +213,7 @@ class Planner:
             groups=network.groups(),
             components=tuple(Component(name=n, bytes=b) for n, b in parts.items() if b),
             host=host,
+            opening=opening if sharded and opening > sum(parts.values()) else 0,
             profile=profile,
             traffic=int(kept.traffic),
         )

@@ -51,7 +51,7 @@ def find_remedies(planner: Planner, plan: Plan) -> list[Tried]:
             continue
         new = _planned(planner, plan, changed, remedy.gpus or gpus)
         before = tried[-1].plan if tried else plan
-        if new is None or new.peak >= before.peak:  # it does not help here
+        if new is None or (new.peak >= before.peak and new.needed >= before.needed):  # it does not help here
             continue
         tried.append(Tried(remedy=remedy, plan=new))
         setup, gpus = changed, remedy.gpus or gpus
@@ -151,7 +151,7 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             change=lambda s: replace(s, ema=s.ema.model_copy(update={"on_host": True, "every": 10})),
         )
     if not full:
-        yield from _quantised()
+        yield from _of_a_base(plan)
     if full:
         yield from (
             Remedy(
@@ -221,13 +221,43 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             change=lambda s: replace(s, lora=Lora(), freeze=()),
             also=lambda s: "model.freeze=[]" if s.freeze else "",
         )
-        yield from _quantised()
+        yield from _of_a_base(plan)
 
 
-def _quantised() -> Iterator[Remedy]:
-    """The frozen base under a LoRA in fewer bits."""
+def _of_a_base(plan: Plan) -> Iterator[Remedy]:
+    """The frozen base under a LoRA divided among the GPUs that there are, or in fewer bits, which can't be divided."""
+    if plan.gpus > 1:
+        yield Remedy(
+            overrides="parallel.mode=shard",
+            costs="traffic: blocks of the frozen base are put together from all GPUs",
+            change=_to_shards,
+        )
     for kind, costs in _KINDS.items():
-        yield Remedy(overrides=f"model.quantize={kind}", costs=costs, change=_to_quantised(kind))
+        yield Remedy(
+            overrides=f"model.quantize={kind}", costs=costs, change=_to_quantised(kind), also=_in_one_piece
+        )
+
+
+def _to_shards(setup: Setup) -> Setup:
+    """A LoRA with its base in shards, which ``auto`` leaves whole."""
+    if setup.lora is None or _divided(setup):
+        return setup
+    return replace(setup, parallel=setup.parallel.model_copy(update={"mode": "shard"}))
+
+
+def _in_one_piece(setup: Setup) -> str:
+    """The overrides that undo what divides a base, as :func:`_to_quantised` does."""
+    undone = {"mode": "auto", "shard_size": "null", "cpu_offload": "false"} if _divided(setup) else {}
+    held = Parallel().model_dump()
+    differing = [key for key in undone if getattr(setup.parallel, key) != held[key]]
+    return " ".join(f"parallel.{key}={undone[key]}" for key in differing)
+
+
+def _divided(setup: Setup) -> bool:
+    return setup.parallel.mode in _DIVIDED
+
+
+_DIVIDED = ("shard", "hybrid")
 
 
 _KINDS: dict[Kind, str] = {"int8": "the frozen base in 8 bits", "nf4": "the frozen base in 4 bits"}
@@ -239,6 +269,9 @@ def _to_quantised(kind: Kind) -> Callable[[Setup], Setup]:
     def change(setup: Setup) -> Setup:
         if setup.lora is None or setup.quantize in (kind, "nf4"):
             return setup
+        if _divided(setup):
+            whole = {"mode": "auto", "shard_size": None, "cpu_offload": False}
+            setup = replace(setup, parallel=setup.parallel.model_copy(update=whole))
         return replace(setup, quantize=kind)
 
     return change

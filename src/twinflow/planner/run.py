@@ -119,14 +119,15 @@ class Run:
             if tensor.numel() < SMALLEST or tensor.untyped_storage()._cdata in ours:
                 return tensor
             self.tracker.to_host(_size(tensor))
-            return tuple(tensor.shape), tensor.dtype, _size(tensor)
+            there = torch.empty_like(tensor, device="meta")  # with the strides that it comes back with
+            return tuple(tensor.shape), there.stride(), tensor.dtype, _size(tensor)
 
         def unpack(packed: Any) -> Tensor:
             if isinstance(packed, Tensor):
                 return packed
-            shape, dtype, size = packed
+            shape, strides, dtype, size = packed
             self.tracker.to_host(-size)
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty_strided(shape, strides, dtype=dtype)
 
         return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 

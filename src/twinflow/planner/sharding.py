@@ -80,3 +80,10 @@ class Undivided:
         if phase in ("forward", "gradient"):
             return self.forward
         return self.backward if phase == "backward" else 0
+
+
+def opening_bytes(network: FakeNetwork, *, shards: int, on_host: bool) -> int:
+    """Of the first GPU when a sharded run starts: the whole transformer, which its process has read for all, and its
+    own slices beside (``on_host``: they are kept there); see :func:`twinflow.training.handing_out.hand_out`."""
+    whole = sum(weight.nbytes for weight in network.weights)
+    return whole + network.buffers + (0 if on_host else whole // shards)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError
 from twinflow.hub import hub_or_cache
-from twinflow.planner.inputs import Latents
+from twinflow.planner.inputs import IMAGE_TOKENS, Latents
 from twinflow.recipes.messages import unknown_key
 
 _PUBLISHED = Path(__file__).parent / "published.json"
@@ -56,6 +56,9 @@ class Backbone:
     frames: int | None = None
     source_area: int | None = (
         None  # pixels that source pictures are brought to; None: the size of what is drawn
+    )
+    image_tokens: int = (
+        IMAGE_TOKENS  # of a source picture, beside those of the text, where the model has them
     )
     encoders: Mapping[str, int] = field(default_factory=dict)  # parameters of the pipeline's other networks
 
@@ -100,6 +103,9 @@ class Backbone:
             config=files.read("transformer/config.json"),
             compression=compression,
             source_area=SOURCE_AREAS.get(index.get("_class_name")),
+            image_tokens=image_tokens(files.read("image_encoder/config.json"))
+            if (index.get("image_encoder") or [None])[0]
+            else IMAGE_TOKENS,
             encoders=files.encoders(index),
         )
 
@@ -132,6 +138,12 @@ def measure_autoencoder(kind: type, config: Mapping[str, Any]) -> Compression:
     raise TwinflowError(
         f"the autoencoder {kind.__name__} encodes neither a picture nor a clip: {'; '.join(reasons)}"
     )
+
+
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens that a vision transformer with ``config`` makes of a picture: one a patch, and one of the whole."""
+    size, patch = config.get("image_size"), config.get("patch_size")
+    return (size // patch) ** 2 + 1 if size and patch else IMAGE_TOKENS
 
 
 class _Files:

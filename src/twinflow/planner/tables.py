@@ -31,8 +31,10 @@ def memory_table(plan: Plan) -> Table:
     for component in plan.components:
         table.add_row(component.name, size(component.bytes))
     table.add_section()
-    verdict = "fits" if plan.fits else "does not fit"
-    table.add_row("peak", f"{size(plan.peak)} of {size(plan.gpu.memory)}: {verdict}")
+    for name, count in {"peak": plan.peak, "while it opens, on the first": plan.opening}.items():
+        verdict = "fits" if count <= plan.gpu.memory else "does not fit"
+        if count:
+            table.add_row(name, f"{size(count)} of {size(plan.gpu.memory)}: {verdict}")
     if plan.host:
         table.add_row("on the host", size(plan.host))
     return table
@@ -57,13 +59,13 @@ def time_table(plan: Plan) -> Table:
 def remedy_table(plan: Plan, tried: Sequence[Tried]) -> Table:
     """Changes, each with all before it."""
     table = _table("what makes it fit", "change, with those before it", "peak", "floor of a step", "costs")
-    table.add_row("as it is", size(plan.peak), seconds(plan.step_seconds), "")
+    table.add_row("as it is", size(plan.needed), seconds(plan.step_seconds), "")
     for entry in tried:
         new = entry.plan
         verdict = ", fits" if new.fits else ""
         table.add_row(
             entry.remedy.overrides,
-            f"{size(new.peak)}{verdict}",
+            f"{size(new.needed)}{verdict}",
             seconds(new.step_seconds),
             entry.remedy.costs,
         )

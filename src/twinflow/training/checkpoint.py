@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,11 +145,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_checkpoint(path: Path) -> Snapshot:
-    """The checkpoint in the folder ``path``."""
+def read_checkpoint(path: Path, *, groups: Container[str] | None = None) -> Snapshot:
+    """The checkpoint in the folder ``path``; of its files those that ``groups`` names, or all."""
     state = read_state(path)
+    files = [file for file in sorted(path.glob("*.safetensors")) if groups is None or file.stem in groups]
     try:
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        tensors = {file.stem: load_file(file) for file in files}
     except (OSError, ValueError, SafetensorError) as error:
         raise TwinflowError(f"{path} is not a readable checkpoint: {error}") from error
     if state.pop("format", None) != FORMAT:

@@ -32,9 +32,8 @@ def offloaded(networks: Sequence[nn.Module]) -> torch.autograd.graph.saved_tenso
             weights.update(_storages(networks))
         if own in weights:
             return tensor
-        packed = torch.empty(
-            tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=tensor.is_cuda
-        )
+        # With its strides: what is computed again from it has to come out as it did, those of its own parts too.
+        packed = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         packed.copy_(tensor, non_blocking=tensor.is_cuda)
         return tensor.device, packed
 

@@ -8,7 +8,7 @@ numbers' states of each process.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,17 @@ def named_slices(snapshot: Snapshot, parameters: Mapping[str, DTensor], *, rank:
 
 
 def read_slices(
-    path: Path, snapshot: Snapshot, parameters: Mapping[str, DTensor], processes: Processes | None
+    path: Path,
+    snapshot: Snapshot,
+    parameters: Mapping[str, DTensor],
+    processes: Processes | None,
+    *,
+    groups: Container[str] | None = None,
 ) -> None:
     """Put the tensors of the checkpoint ``path`` that this process needs into ``snapshot``.
 
     Of ``parameters``, which are cut here, the slices; all of anything else. Without ``processes`` nothing that belongs
-    to one of them.
+    to one of them. ``groups``: of those alone (``weights``, ``average``, states of the optimiser and so on).
     """
     written_by = int(snapshot.state["processes"])
     found: dict[str, Tensor] = {}
@@ -135,6 +140,8 @@ def read_slices(
         reader = dcp.HuggingFaceStorageReader(str(path / SLICES))
         for name, about in reader.read_metadata().state_dict_metadata.items():
             shared, _, rank = name.partition(_RANK)
+            if groups is not None and shared.partition("/")[0] not in groups:
+                continue
             if rank and processes is None:
                 continue
             if rank and processes is not None and written_by != processes.world_size:
@@ -158,11 +165,12 @@ def read_slices(
         snapshot.tensors.setdefault(group, {})[key] = local(tensor)
 
 
-def read_whole(path: Path) -> Snapshot:
-    """A checkpoint, sharded or not, with whole tensors, in a single process."""
-    snapshot = read_checkpoint(path)
+def read_whole(path: Path, *, groups: Container[str] | None = None) -> Snapshot:
+    """A checkpoint, sharded or not, with whole tensors, in a single process; of ``groups`` of tensors alone, if given:
+    an optimiser's states are most of a checkpoint."""
+    snapshot = read_checkpoint(path, groups=groups)
     if (path / SLICES).is_dir():
-        read_slices(path, snapshot, {}, None)
+        read_slices(path, snapshot, {}, None, groups=groups)
     return snapshot
 
 
