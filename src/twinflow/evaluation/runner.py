@@ -147,7 +147,7 @@ class Evaluation:
                 batch=self.batch or default_batch(model),
                 also=benchmark.derived,
                 place=place,
-                progress=lambda done: update(done * place.world_size),
+                progress=lambda done: update(done * place.world_size, total),
             )
         if place.is_main:
             row = EvaluationRow(
@@ -208,11 +208,16 @@ class Evaluation:
         else:
             prefix = f"{row.model}_nfe{row.nfe}"
             (home / prefix).mkdir(parents=True, exist_ok=True)
-            scores = benchmark.score(pictures, keep=home / prefix)
+            title, total = f"of {row.model} at {row.nfe} NFE", len(benchmark.pictures)
+            with bar(f"{benchmark.name} {title}", total, shown=self.shown) as update:
+                scores = benchmark.score(pictures, keep=home / prefix, progress=update)
             take_late(table, scores.protocol, pictures)
+            cache = home / ".features" / prefix
             for measure in self.measures:
-                cache = home / ".features" / prefix
-                scores.metrics |= measure.measure(pictures, benchmark.pictures, cache=cache)
+                with bar(f"{measure.name} {title}", total, shown=self.shown) as update:
+                    scores.metrics |= measure.measure(
+                        pictures, benchmark.pictures, cache=cache, progress=update
+                    )
             row = _with_scores(row, scores)
             if not scores.findings:
                 scores.findings = [

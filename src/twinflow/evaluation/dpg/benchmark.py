@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores, digest
+from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Progress, Requirement, Scores, digest
 from twinflow.evaluation.dpg.answers import short_hash
 from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
@@ -91,7 +91,7 @@ class DPGBenchmark(Benchmark):
         file = folder / self._judge_path().removeprefix(IMPORT)
         return short_hash(file) if self._imports() and file.is_file() else ""
 
-    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
         drawn = self._has_pictures(folder)
         if drawn:
             self.suite.assemble(folder)
@@ -107,7 +107,7 @@ class DPGBenchmark(Benchmark):
             # A file for each judge; two may have one name, and their weights are there once they are loaded.
             judge = digest([self.judge.name, fingerprint(self._judge_path())])[:8]
             answers = (keep or folder) / ANSWERS.format(judge=judge)
-            report = self.suite.score(folder, judge=self.judge, answers=answers)
+            report = self.suite.score(folder, judge=self.judge, answers=answers, progress=progress)
         scores = report.official if self.compat else report.specified
         other = report.specified if self.compat else report.official
         title = "DPG as specified, %" if self.compat else "DPG as the published code counts, %"

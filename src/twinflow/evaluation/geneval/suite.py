@@ -132,24 +132,28 @@ class GenEval:
         """Score a folder in the official layout, whoever made it; an incomplete one is a TwinflowError.
 
         ``done`` are rows of the same folder that were scored before and are taken as they are (a broken-off
-        evaluation's); ``keep`` is called with every other one as soon as it is there. ``colors`` may be None only
-        where no prompt asks for a colour.
+        evaluation's); ``keep`` is called with every other one as soon as it is there, and ``progress`` with the
+        number of pictures that are done, first of those. ``colors`` may be None only where no prompt asks for a
+        colour.
         """
         images = find_images(folder, self.prompt_file, images_per_prompt=self.images_per_prompt)
-        before = {row.filename: row for row in done}
+        wanted = {image.filename: image.metadata for image in images}
+        before = {row.filename: row for row in done if wanted.get(row.filename) == row.metadata}
         self._check_colors(colors)
+        count, progress = len(before), progress or (lambda done, total: None)
+        progress(count, len(images))
         rows = []
-        for count, image in enumerate(images, start=1):
+        for image in images:
             row = before.get(image.filename)
-            if row is None or row.metadata != image.metadata:
+            if row is None:
                 row = score_image(
                     image.path, image.metadata, detector=detector, colors=colors, filename=image.filename
                 )
                 if keep is not None:
                     keep(row)
-            rows.append(row)
-            if progress is not None:
+                count += 1
                 progress(count, len(images))
+            rows.append(row)
         names = {"detector": detector.name, "colors": colors.name if colors else "none"}
         return self.report(rows, **names)
 
