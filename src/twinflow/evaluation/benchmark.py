@@ -41,9 +41,10 @@ class Finding:
     prompt: str
     correct: bool | None = None  # None: not judged
     reason: str = ""  # empty when correct
-    boxes: list[tuple[str, list[float], float]] = field(
-        default_factory=list
-    )  # label, (x1, y1, x2, y2), score
+    score: float | None = None  # in [0, 1], where a picture can be right in part
+    boxes: list[tuple[str, list[float], float]] | None = (
+        None  # label, (x1, y1, x2, y2), score; None: no detector looked
+    )
 
 
 @dataclass(kw_only=True)

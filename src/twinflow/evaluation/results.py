@@ -40,7 +40,9 @@ class EvaluationRow:
     seconds_per_image: float | None = None  # network and decoder, prompts encoded before
     grid: str | None = None  # picture of the first images, relative to the table's folder
     samples: list[dict] = field(default_factory=list)  # a few {"prompt", "file", "correct"} for the page
-    failures: list[dict] = field(default_factory=list)  # wrong ones, with "reason", "boxes" and "size"
+    failures: list[dict] = field(
+        default_factory=list
+    )  # wrong ones, with "reason", "size" and, where they are known, "boxes" and "score"
     task_images: dict[str, int] = field(default_factory=dict)  # pictures of each task; {}: equal shares
     metrics: dict[str, Metric] = field(default_factory=dict)
     key: str = ""  # hash of the model, its sampler, the pictures and their imported answers: equal keys, equal scores

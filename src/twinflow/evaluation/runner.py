@@ -269,8 +269,12 @@ def _sample(finding: Finding, prefix: str) -> dict[str, Any]:
 
 def _failure(finding: Finding, prefix: str, pictures: Path) -> dict[str, Any]:
     size = read_picture(pictures / finding.file).size
-    boxes = [{"label": label, "box": box, "score": score} for label, box, score in finding.boxes]
-    return _sample(finding, prefix) | {"reason": finding.reason, "boxes": boxes, "size": list(size)}
+    entry = _sample(finding, prefix) | {"reason": finding.reason, "size": list(size)}
+    if finding.score is not None:
+        entry["score"] = finding.score
+    if finding.boxes is not None:
+        entry["boxes"] = [{"label": name, "box": box, "score": sure} for name, box, sure in finding.boxes]
+    return entry
 
 
 def evaluate_pipeline(

@@ -1,4 +1,4 @@
-"""Wrong pictures with what the detector saw drawn on them, so that a reader can judge the judge."""
+"""Wrong pictures with what the detector saw drawn on them, or what a judge said no to, to be judged in turn."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ def _card(folder: Path, failure: dict[str, Any]) -> str:
     reason = "".join(
         f"<span>{escape(line.replace('>=', ' ≥ '))}</span>" for line in failure.get("reason", "").splitlines()
     )
-    saw = ", ".join(box["label"] for box in failure.get("boxes", [])) or "nothing"
+    if "score" in failure:
+        reason = f"<span>{failure['score']:.2f} of 1</span>{reason}"
+    if "boxes" in failure:
+        saw = ", ".join(box["label"] for box in failure["boxes"]) or "nothing"
+        reason += f"<span>seen: {escape(saw)}</span>"
     return (
         f'<figure><div class="seen">{picture}</div><figcaption><i>{escape(failure["prompt"])}</i>'
-        f"{reason}<span>seen: {escape(saw)}</span></figcaption></figure>\n"
+        f"{reason}</figcaption></figure>\n"
     )
 
 

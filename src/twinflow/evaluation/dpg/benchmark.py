@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Progress, Requirement, Scores, digest
-from twinflow.evaluation.dpg.answers import short_hash
+from twinflow.evaluation.dpg.answers import Answer, short_hash
+from twinflow.evaluation.dpg.findings import findings_of_grids, findings_of_pictures
 from twinflow.evaluation.dpg.grid import find_grids
 from twinflow.evaluation.dpg.judges import Judge, load_judge
 from twinflow.evaluation.dpg.requirements import requirements
@@ -117,15 +119,18 @@ class DPGBenchmark(Benchmark):
             tasks=dict(scores.broad_categories),
             task_images=dict(scores.broad_pictures),
             metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
-            findings=[] if drawn else self._grids(folder),
+            findings=self._findings(folder, report.answers, drawn=drawn),
             protocol={BY: report.protocol["judge"]} if self._imports() else {},
         )
 
-    def _grids(self, folder: Path) -> list[Finding]:
-        """Grids of others, for the page: their pictures are nowhere else."""
-        texts = self.suite.prompt_set.texts
-        grids = find_grids(folder, self.suite.question_set.by_item)
-        return [Finding(file=path.name, prompt=texts[item]) for item, path in grids.items()]
+    def _findings(self, folder: Path, answers: Sequence[Answer], *, drawn: bool) -> list[Finding]:
+        """One a picture, or one a grid where there are grids alone."""
+        questions, texts = self.suite.question_set, self.suite.prompt_set.texts
+        if not drawn:
+            files = {item: path.name for item, path in find_grids(folder, questions.by_item).items()}
+            return findings_of_grids(questions, texts, answers, files)
+        paths = {work.item: work.paths for work in self.suite.work()}
+        return findings_of_pictures(questions, texts, answers, lambda item, number: paths[item][number])
 
     def _has_pictures(self, folder: Path) -> bool:
         """Whether it has single pictures under our names; else it must have grids alone, the official layout."""
