@@ -50,7 +50,7 @@ def test_geneval_from_drawing_to_the_page_and_the_same_pictures_from_a_folder_of
     assert (row["nfe"], row["images"], set(row["tasks"])) == (1, 6, {line["tag"] for line in SIX})
     assert row["overall"] == pytest.approx(sum(row["tasks"].values()) / 6)
     assert table["protocol"]["detector"] == "HF detector"
-    assert table["protocol"]["benchmark"] == "GenEval with other prompts"
+    assert table["protocol"]["benchmark"] == "GenEval with other prompts and 1 picture a prompt instead of 4"
     page = (own / "report.html").read_text()
     assert ">missing<" not in page
     assert "GenEval" in page

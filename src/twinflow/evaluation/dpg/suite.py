@@ -220,8 +220,11 @@ class DPGBench:
         """What a reader needs to compare the numbers, or to refuse to."""
         prompts, questions = self.prompt_set, self.question_set
         official = prompts.official and questions.official
+        title = "DPG-Bench" if official else "DPG-Bench with other prompts or questions"
+        if self.images_per_prompt == 1:
+            title += f"{' with' if official else ' and'} 1 picture a prompt instead of 4"
         return {
-            "benchmark": "DPG-Bench" if official else "DPG-Bench with other prompts or questions",
+            "benchmark": title,
             "prompts": prompts.name,
             "prompts_sha256": prompts.sha256,
             "questions": questions.name,

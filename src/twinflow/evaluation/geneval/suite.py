@@ -28,6 +28,8 @@ from twinflow.evaluation.scoring import (
     summarize,
 )
 
+OFFICIAL_IMAGES = 4  # of a prompt
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptWork:
@@ -79,7 +81,7 @@ class GenEval:
     """
 
     metadata: str | Path | PromptFile | None = None
-    images_per_prompt: int = 4
+    images_per_prompt: int = OFFICIAL_IMAGES
     seed_mode: SeedMode = "image"
     seed: int = 0
 
@@ -179,11 +181,20 @@ class GenEval:
             protocol={**self.protocol(), **protocol},
         )
 
+    @property
+    def title(self) -> str:
+        """GenEval's name alone for its 553 prompts with four pictures each; else with what is not so."""
+        other = "" if self.prompt_file.official else " with other prompts"
+        if self.images_per_prompt == OFFICIAL_IMAGES:
+            return f"GenEval{other}"
+        count = f"{self.images_per_prompt} picture{'' if self.images_per_prompt == 1 else 's'} a prompt"
+        return f"GenEval{other}{' and' if other else ' with'} {count} instead of {OFFICIAL_IMAGES}"
+
     def protocol(self) -> dict[str, str | int | float]:
         """What a reader needs to compare the numbers, or to refuse to."""
         prompts = self.prompt_file
         return {
-            "benchmark": "GenEval" if prompts.official else "GenEval with other prompts",
+            "benchmark": self.title,
             "prompts": prompts.name,
             "prompts_sha256": prompts.sha256,
             "images_per_prompt": self.images_per_prompt,
