@@ -14,6 +14,7 @@ from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.building import build
+from twinflow.evaluation.dpg import load_judge
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.pictures import pictures_in
 from twinflow.evaluation.ranks import processes
@@ -141,6 +142,34 @@ def test_imported_answers_name_their_judge_and_may_be_written_anew(tmp_path):
     with pytest.raises(TwinflowError, match=r"answers by is 'a poet', and of the table's other rows 'mPLUG'"):
         run(f"o={other}")
     assert run(f"o={other}", overwrite=True).protocol["answers_by"] == "a poet"
+
+
+class Poet:
+    """A judge of one's own, who says yes to questions with a cup."""
+
+    def __init__(self, name="a poet"):
+        self.name = name
+
+    def answer(self, image, questions):
+        return ["yes" if "Cup" in question else "no" for question in questions]
+
+
+def test_a_judge_of_one_s_own_is_named_by_itself(tmp_path):
+    own, grids = grids_of(tmp_path)
+    plugged = own | {"judge": f"python:{__name__}:Poet"}
+    (table,) = evaluation(tmp_path, ["dpg"], own={"dpg": plugged}).run([f"g={grids}"])
+    assert table.rows[0].overall == 0.5
+    assert table.protocol["answers_by"] == "a poet"
+    assert table.protocol["judge"] == plugged["judge"]
+    for judge, message in (
+        ("python:no_such_module:f", "no_such_module"),
+        (f"python:{__name__}:nobody", "nobody"),
+        (f"python:{__name__}:json", "no function"),
+    ):
+        with pytest.raises(TwinflowError, match=message):
+            evaluation(tmp_path / "b", ["dpg"], own={"dpg": own | {"judge": judge}}).run([f"g={grids}"])
+    with pytest.raises(TwinflowError, match="a judge has a name"):
+        load_judge("python:builtins:dict")
 
 
 @pytest.mark.parametrize("drawn", [True, False])

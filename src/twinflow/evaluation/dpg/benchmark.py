@@ -15,7 +15,7 @@ from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Progress, 
 from twinflow.evaluation.dpg.answers import Answer, short_hash
 from twinflow.evaluation.dpg.findings import findings_of_grids, findings_of_pictures
 from twinflow.evaluation.dpg.grid import find_grids
-from twinflow.evaluation.dpg.judges import Judge, load_judge
+from twinflow.evaluation.dpg.judges import PLUG_IN, Judge, load_judge, plug_in
 from twinflow.evaluation.dpg.requirements import requirements
 from twinflow.evaluation.dpg.suite import DPGBench
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
@@ -25,7 +25,7 @@ from twinflow.evaluation.requirements import config_of
 
 ANSWERS = "answers_{judge}.jsonl"
 IMPORT = "import:"
-BY = "answers_by"  # entry of the protocol: the judge whose answers were imported
+BY = "answers_by"  # entry of the protocol: what a judge calls itself whose answers were imported, or that is one's own
 
 
 class DPGBenchmark(Benchmark):
@@ -64,18 +64,20 @@ class DPGBenchmark(Benchmark):
     @property
     def protocol(self) -> dict[str, Any]:
         return self.suite.protocol() | {
-            "judge": self._judge_path() if self._imports() else weights_name(self._judge_path()),
+            "judge": self._judge_path() if self._names_itself() else weights_name(self._judge_path()),
             "judge_mode": self.mode,
             "compat": self.compat,
         }
 
     @property
     def told_late(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (BY,) if self._imports() else ()
+        return (BY,) if self._names_itself() else ()
 
     def ready(self) -> None:
         _ = self.suite.question_set
-        if not self._imports():
+        if self._judge_path().startswith(PLUG_IN):
+            plug_in(self._judge_path())
+        elif not self._imports():
             config_of(self._judge_path(), what="the judge")
 
     @property
@@ -120,7 +122,7 @@ class DPGBenchmark(Benchmark):
             task_images=dict(scores.broad_pictures),
             metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
             findings=self._findings(folder, report.answers, drawn=drawn),
-            protocol={BY: report.protocol["judge"]} if self._imports() else {},
+            protocol={BY: report.protocol["judge"]} if self._names_itself() else {},
         )
 
     def _findings(self, folder: Path, answers: Sequence[Answer], *, drawn: bool) -> list[Finding]:
@@ -139,6 +141,10 @@ class DPGBenchmark(Benchmark):
     @cached_property
     def judge(self) -> Judge:
         return load_judge(self._judge_path(), mode=self.mode, device=self.device)  # type: ignore[arg-type]
+
+    def _names_itself(self) -> bool:
+        """Whether only the judge, or its answers, tell who it is."""
+        return self._judge_path().startswith((IMPORT, PLUG_IN))
 
     def _imports(self) -> bool:
         return self._judge_path().startswith(IMPORT)
@@ -159,7 +165,7 @@ ENTRY = Entry(
     build=DPGBenchmark,
     options={
         "questions": "dpg_bench.csv of the official repository",
-        "judge": f"a vision language or VQA model of transformers, or {IMPORT}FILE",
+        "judge": f"a vision language or VQA model of transformers, {IMPORT}FILE, or {PLUG_IN}module:function",
         "mode": "of a vision language model: greedy, or compare (greedy)",
         "compat": "count as the published code does, with its bugs (false)",
         "prompts": "a folder of texts or JSON lines (the 1065 official ones, fetched once)",
