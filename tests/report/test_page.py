@@ -152,6 +152,12 @@ def test_what_strict_means_is_said_as_the_benchmark_counts(table, tmp_path):
         assert [text in page for text in said.values()] == [text == own for text in said.values()]
 
 
+def test_the_stricter_score_has_its_interval_and_the_note_says_what_intervals_take_for_granted(tmp_path):
+    page = write_report(tmp_path, make_table(make_row("base", 1, 0.5, strict_error=0.037))).html.read_text()
+    assert "±0.037" in page
+    assert "pictures of one prompt for independent" in page
+
+
 def test_equal_seeds_are_claimed_for_pictures_that_were_drawn_here_alone(folder, table):
     assert "Same prompt, same seed; " in write_report(folder, table).html.read_text()
     rows = [replace(row, style="unknown") if row.model == "twinflow" else row for row in table.rows]

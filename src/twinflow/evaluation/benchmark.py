@@ -54,6 +54,7 @@ class Scores:
     overall: float | None = None
     overall_error: float | None = None
     strict: float | None = None
+    strict_error: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
     task_images: dict[str, int] = field(default_factory=dict)
     held_out: float | None = None

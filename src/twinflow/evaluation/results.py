@@ -32,6 +32,7 @@ class EvaluationRow:
     overall: float | None = None  # the benchmark's own score: of GenEval, the unweighted mean over tasks
     overall_error: float | None = None  # half of its 95 % interval
     strict: float | None = None  # the same with no extra object allowed
+    strict_error: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
     style: str = "few"
     guidance: float = 1.0

@@ -244,9 +244,8 @@ def identity_of(model: Model) -> str:
 
 
 def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:
-    names = (
-        "overall overall_error strict tasks task_images held_out diversity metrics"  # those that both have
-    )
+    # Those that both have.
+    names = "overall overall_error strict strict_error tasks task_images held_out diversity metrics"
     return replace(row, **{name: getattr(scores, name) for name in names.split()})
 
 

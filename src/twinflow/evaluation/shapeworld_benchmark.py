@@ -82,6 +82,7 @@ class ShapeWorldBenchmark(Benchmark):
             overall=official.overall,
             overall_error=official.overall_error,
             strict=report.strict.overall,
+            strict_error=report.strict.overall_error,
             tasks=dict(official.tasks),
             task_images={task: proportion.total for task, proportion in official.by_task.items()},
             held_out=report.held_out,

@@ -16,6 +16,7 @@ STRICT = {  # what the stricter score asks for, by benchmark
     "shapeworld": "allows no object that the prompt doesn’t name",
     "geneval": "wants exactly as many objects of the named classes as the prompt says; other classes are free",
 }
+INDEPENDENT = "; those of tasks take the pictures of one prompt for independent"
 
 
 def scores(table: EvaluationTable, summary: Summary) -> str:
@@ -38,7 +39,7 @@ def scores(table: EvaluationTable, summary: Summary) -> str:
     ]
     note = (
         "NFE is network evaluations a picture; a guided step costs two. ± is half of the 95 % interval"
-        + f"{kid_note(table.rows)}. "
+        + f"{kid_note(table.rows)}{INDEPENDENT if any(row.tasks for row in table.rows) else ''}. "
         + " ".join(explained)
     )
     return section("Scores", body, note=note, name="numbers")

@@ -68,6 +68,7 @@ class GenEvalReport:
             overall=self.official.overall,
             overall_error=self.official.overall_error,
             strict=self.strict.overall,
+            strict_error=self.strict.overall_error,
             tasks=dict(self.official.tasks),
             **more,
         )
