@@ -1,6 +1,7 @@
 """Ask mPLUG, the official judge of DPG-Bench, about a folder of grids; run in an environment of its own.
 
-    python -m venv mplug && mplug/bin/pip install "transformers<5" torch torchvision modelscope timm addict pillow
+    python -m venv mplug && mplug/bin/pip install "transformers==4.49.0" "torch==2.6.0" "torchvision==0.21.0" \\
+        "modelscope==1.40.2" "timm==1.0.31" "addict==2.4.0" "pillow==11.1.0"
     mplug/bin/python tools/dpg_mplug.py GRIDS dpg_bench.csv answers.jsonl
 
 It needs nothing of twinflow: modelscope's mPLUG cannot be built with the transformers that twinflow needs. twinflow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_geneval_from_drawing_to_the_page_and_the_same_pictures_from_a_folder_of
     assert (row["nfe"], row["images"], set(row["tasks"])) == (1, 6, {line["tag"] for line in SIX})
     assert row["overall"] == pytest.approx(sum(row["tasks"].values()) / 6)
     assert table["protocol"]["detector"] == "HF detector"
-    assert table["protocol"]["benchmark"] == "GenEval with other prompts"
+    assert table["protocol"]["benchmark"] == "GenEval with other prompts and 1 picture a prompt instead of 4"
     page = (own / "report.html").read_text()
     assert ">missing<" not in page
     assert "GenEval" in page
@@ -111,6 +112,21 @@ def test_the_list_says_what_both_need(monkeypatch):
         "Qwen/Qwen2.5-VL-7B-Instruct; a local copy: --with dpg.judge=",
     ):
         assert need in told, need
+
+
+def test_the_list_opens_no_connection(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("COLUMNS", "400")
+    told = run("eval", "--list")
+    mplug = next(line for line in told.splitlines() if "damo/mplug" in line)
+    assert "--with dpg.judge=import:FILE" in mplug
+    assert "a local copy" not in mplug  # it can't run here
+    assert "see the model card" not in told
 
 
 def test_the_official_detector_is_converted_by_a_command(tmp_path):

@@ -15,6 +15,7 @@ from twinflow.config import load_recipe, recipe_of
 from twinflow.data.shapeworld import write_folder
 from twinflow.errors import TwinflowError
 from twinflow.planner import recipe_for
+from twinflow.recipes.objective import resolve_objective
 from twinflow.training.metrics import read_metrics
 
 SHORT = ("train.batch=2", "log.every=1", "log.tensorboard=false")

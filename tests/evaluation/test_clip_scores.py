@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,37 @@ def test_scores_are_cosines_times_their_scales(clip, tmp_path):
     assert not torch.allclose(
         ClipScorer("hps", str(clip), prefix="red ").score(pixels, prompts) / 100, cosines
     )
+
+
+def test_clip_score_is_torchmetrics(clip, tmp_path):
+    multimodal = pytest.importorskip("torchmetrics.multimodal.clip_score")
+    from transformers import CLIPModel, CLIPProcessor
+
+    class Plain(CLIPModel):
+        """torchmetrics wants the features themselves, as transformers 4 gave them."""
+
+        def get_image_features(self, *arguments, **options):
+            return super().get_image_features(*arguments, **options).pooler_output
+
+        def get_text_features(self, *arguments, **options):
+            return super().get_text_features(*arguments, **options).pooler_output
+
+    turned = shutil.copytree(
+        clip, tmp_path / "turned"
+    )  # this one's cosines are below zero, where all scores are 0
+    model = CLIPModel.from_pretrained(clip)
+    model.text_projection.weight.data.neg_()
+    model.save_pretrained(turned)
+    scorer = ClipScorer("clip", str(turned))
+    both = CLIPProcessor(image_processor=scorer.images, tokenizer=scorer.tokenizer)
+    theirs = multimodal.CLIPScore(model_name_or_path=lambda: (Plain.from_pretrained(turned), both))
+    pictures = folder_of(tmp_path / "p", 4, seed=1)
+    pixels = next(iter(read_pixels(tmp_path / "p", pictures)))
+    prompts = [picture.prompt for picture in pictures]
+    levels = ((pixels + 1) * 127.5).round().byte()
+    expected = [theirs(picture, prompt).item() for picture, prompt in zip(levels, prompts)]
+    assert min(expected) > 1
+    assert scorer.score(pixels, prompts).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_hps_sees_the_whole_of_a_wide_picture_and_the_others_its_middle(clip):

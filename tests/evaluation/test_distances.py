@@ -142,6 +142,30 @@ def test_neighbours_are_those_of_the_definition(block, ties):
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_neighbours_are_those_that_scikit_learn_finds(k):
+    nearest = pytest.importorskip("sklearn.neighbors").NearestNeighbors
+    real, drawn = normal(120, 4, seed=6), normal(90, 4, seed=7) * 0.7 + 0.2
+
+    def inside(centres, others):
+        """(N, M): whether each of ``others`` lies within each centre's distance to its k-th neighbour."""
+        reach = nearest(n_neighbors=k).fit(centres.numpy()).kneighbors()[0][:, -1]  # itself is left out
+        return torch.cdist(centres, others) <= torch.from_numpy(reach)[:, None]
+
+    of_real, of_drawn = inside(real, drawn), inside(drawn, real)
+    expected = (
+        of_real.any(0).double().mean(),
+        of_drawn.any(0).double().mean(),
+        of_real.sum(0).double().mean() / k,
+        of_real.any(1).double().mean(),
+    )
+    found = neighbours(real, drawn, k=k)
+    assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(
+        [value.item() for value in expected], rel=1e-12
+    )
+    assert 0 < found.coverage < 1
+
+
 def test_a_picture_at_the_very_edge_of_a_neighbourhood_lies_in_it():
     real, drawn = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[5.0], [7.0]])
     found = neighbours(real, drawn, k=1)  # 5 is as far from 3 as 1 is, and as far from 3 as from 7

@@ -14,6 +14,7 @@ from evaluation.geneval.lines import SIX, write_lines
 from evaluation.geneval.tiny import tiny_clip, tiny_detector, tiny_tokenizer
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.building import build
+from twinflow.evaluation.dpg import load_judge
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.pictures import pictures_in
 from twinflow.evaluation.ranks import processes
@@ -143,6 +144,76 @@ def test_imported_answers_name_their_judge_and_may_be_written_anew(tmp_path):
     assert run(f"o={other}", overwrite=True).protocol["answers_by"] == "a poet"
 
 
+class Poet:
+    """A judge of one's own, who says yes to questions with a cup."""
+
+    def __init__(self, name="a poet"):
+        self.name = name
+
+    def answer(self, image, questions):
+        return ["yes" if "Cup" in question else "no" for question in questions]
+
+
+def test_a_judge_of_one_s_own_is_named_by_itself(tmp_path):
+    own, grids = grids_of(tmp_path)
+    plugged = own | {"judge": f"python:{__name__}:Poet"}
+    (table,) = evaluation(tmp_path, ["dpg"], own={"dpg": plugged}).run([f"g={grids}"])
+    assert table.rows[0].overall == 0.5
+    assert table.protocol["answers_by"] == "a poet"
+    assert table.protocol["judge"] == plugged["judge"]
+    for judge, message in (
+        ("python:no_such_module:f", "no_such_module"),
+        (f"python:{__name__}:nobody", "nobody"),
+        (f"python:{__name__}:json", "no function"),
+    ):
+        with pytest.raises(TwinflowError, match=message):
+            evaluation(tmp_path / "b", ["dpg"], own={"dpg": own | {"judge": judge}}).run([f"g={grids}"])
+    with pytest.raises(TwinflowError, match="a judge has a name"):
+        load_judge("python:builtins:dict")
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_page_shows_what_the_judge_said_no_to(drawn, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
+    asked = ["Is it a photo?", "Is there a cup?", "Is it <red>?"]
+    rows = [("a", k, "2" if k == 3 else "0", "global", text) for k, text in enumerate(asked, start=1)]
+    questions = write_csv(tmp_path / "q.csv", rows)
+    own = {"questions": str(questions), "prompts": str(tmp_path / "p.jsonl"), "judge": "import:said.jsonl"}
+    run = evaluation(tmp_path, ["dpg"], own={"dpg": own})
+    folder = noise(run.benchmarks[0], tmp_path / "theirs")
+    run.benchmarks[0].suite.assemble(folder)
+    if not drawn:
+        shutil.rmtree(folder / "pictures")
+    verdicts = (("yes", "yes", "yes"), ("yes", "no", "yes"), ("yes", "yes", "no"), ("yes", "yes", "yes"))
+    lines = [
+        {"item_id": "a", "picture": k, "proposition_id": q, "question": text, "answer": answer, "judge": "J"}
+        for k, said in enumerate(verdicts)
+        for (q, text), answer in zip(enumerate(asked, start=1), said)
+    ]
+    (folder / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (table,) = run.run([f"m={folder}"])
+    (row,) = table.rows
+    assert row.overall == pytest.approx((1 + 1 / 3 + 2 / 3 + 1) / 4)
+    without = "1 more do not count without these"
+    if drawn:
+        assert [sample["correct"] for sample in row.samples] == [True, False, False, True]
+        assert [f["file"] for f in row.failures] == [f"m_nfe0/pictures/a_{k}.png" for k in (1, 2)]
+        assert [f["reason"] for f in row.failures] == [f"Is there a cup? no\n{without}", "Is it <red>? no"]
+        assert [round(f["score"], 3) for f in row.failures] == [0.333, 0.667]
+    else:
+        (grid,) = row.failures
+        assert (grid["file"], grid["score"]) == ("m_nfe0/a.png", row.overall)
+        assert grid["reason"].splitlines() == [
+            "picture 2: Is there a cup? no",
+            f"picture 2: {without}",
+            "picture 3: Is it <red>? no",
+        ]
+    page = write_report(run.folder(run.benchmarks[0]), table).html.read_text()
+    assert "Is it &lt;red&gt;? no" in page
+    assert "seen: " not in page  # no detector looked
+    assert ">missing<" not in page
+
+
 def test_dpg_scores_what_is_drawn_twice_and_grids_alone(tmp_path):
     save_tiny_vlm(tmp_path / "vlm")
     (tmp_path / "p.jsonl").write_text(json.dumps({"item_id": "a", "text": "A red cup."}))
@@ -167,7 +238,9 @@ def test_dpg_scores_what_is_drawn_twice_and_grids_alone(tmp_path):
     (alone,) = run.run([f"g=images:{grids}"])
     row = alone.row("g", 0)
     assert row.overall == first.rows[0].overall
-    assert row.samples == [{"prompt": "A red cup.", "file": "g_nfe0/a.png", "correct": None}]
+    (sample,) = row.samples
+    assert (sample["prompt"], sample["file"]) == ("A red cup.", "g_nfe0/a.png")
+    assert sample["correct"] == (row.overall == 1.0)
     assert (run.folder(run.benchmarks[0]) / "g_nfe0" / "a.png").is_file()  # the page shows the grid
 
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from twinflow.evaluation.results import Metric
 from twinflow.report import write_report
-from twinflow.report.plots import pareto
+from twinflow.report.names import label_points
+from twinflow.report.plots import SERIES, model_colors, pareto
+from twinflow.report.summary import summarise
 
 from .checker import Checker
 from .conftest import make_row, make_table
@@ -105,6 +108,8 @@ def test_a_failure_is_shown_with_what_the_detector_saw(folder, table):
     first, second = (float(r.get("y")) for r in labels)
     assert abs(first - second) >= 8  # two labels in one place would hide one another
     assert [t.text for t in tree.iter("text")] == ["red <circle> .91", "blue square .40"]
+    kinds = [r.get("class") for r in tree.iter("rect")]
+    assert kinds == [None, None, "label", "label"]  # no box is drawn over a label
     for part in ("expected square ≥ 1, found 0", "and &lt;b&gt;", "seen: red &lt;circle&gt;, blue square"):
         assert part in text
 
@@ -147,6 +152,12 @@ def test_what_strict_means_is_said_as_the_benchmark_counts(table, tmp_path):
         assert [text in page for text in said.values()] == [text == own for text in said.values()]
 
 
+def test_the_stricter_score_has_its_interval_and_the_note_says_what_intervals_take_for_granted(tmp_path):
+    page = write_report(tmp_path, make_table(make_row("base", 1, 0.5, strict_error=0.037))).html.read_text()
+    assert "±0.037" in page
+    assert "pictures of one prompt for independent" in page
+
+
 def test_equal_seeds_are_claimed_for_pictures_that_were_drawn_here_alone(folder, table):
     assert "Same prompt, same seed; " in write_report(folder, table).html.read_text()
     rows = [replace(row, style="unknown") if row.model == "twinflow" else row for row in table.rows]
@@ -169,3 +180,31 @@ def test_the_front_is_what_no_cheaper_one_beats():
     assert all(
         not any(c <= cost and v > value for c, v in points) for cost, value in pareto(points)
     )  # the definition
+
+
+def test_the_model_that_the_page_marks_has_its_accent_in_the_plots_too():
+    table = make_table(
+        make_row("base", 8, 0.9),
+        make_row("other", 2, 0.8),
+        make_row("ours", 1, 0.8),
+        make_row("more", 2, 0.7),
+    )
+    marked = summarise(table).trained
+    assert marked is not None
+    colors = model_colors(table, base="base", trained=marked.model)
+    assert colors == {"base": SERIES[0], "other": SERIES[2], "ours": SERIES[1], "more": SERIES[3]}
+    assert SERIES[1] not in model_colors(table, base="base").values()
+
+
+def test_numbers_of_points_that_touch_are_moved_apart_and_others_are_not():
+    ax = Figure(figsize=(4, 3)).add_subplot()
+    ax.set_xscale("log")
+    ax.set_xlim(1, 1000)
+    ax.set_ylim(0, 1)
+    points = [(10.0, 0.5, "1", "k"), (10.5, 0.51, "1", "r"), (200.0, 0.51, "8", "k"), (10.2, 0.9, "2", "r")]
+    label_points(ax, [*points, (400.0, 0.2, "", "k")])
+    found = {(text.get_text(), text.get_color()): text.get_position()[1] for text in ax.texts}
+    assert len(found) == 4  # no number, no text
+    assert found["1", "r"] - found["1", "k"] >= 0.05 - 1e-9
+    assert found["8", "k"] == pytest.approx(0.51)
+    assert found["2", "r"] == pytest.approx(0.9)

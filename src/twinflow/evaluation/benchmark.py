@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twinflow.evaluation.pictures import Picture, check_folder
 from twinflow.evaluation.results import Metric
+
+Progress = Callable[
+    [int, int], None
+]  # told how many pictures are done, of how many; first those that were done before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,10 @@ class Finding:
     prompt: str
     correct: bool | None = None  # None: not judged
     reason: str = ""  # empty when correct
-    boxes: list[tuple[str, list[float], float]] = field(
-        default_factory=list
-    )  # label, (x1, y1, x2, y2), score
+    score: float | None = None  # in [0, 1], where a picture can be right in part
+    boxes: list[tuple[str, list[float], float]] | None = (
+        None  # label, (x1, y1, x2, y2), score; None: no detector looked
+    )
 
 
 @dataclass(kw_only=True)
@@ -49,6 +54,7 @@ class Scores:
     overall: float | None = None
     overall_error: float | None = None
     strict: float | None = None
+    strict_error: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
     task_images: dict[str, int] = field(default_factory=dict)
     held_out: float | None = None
@@ -74,7 +80,7 @@ class Benchmark(ABC):
         """JSON values by name, such as the hash of the prompts, the detector and its weights."""
 
     @abstractmethod
-    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
         """Scores of the pictures in ``folder``, which are all there.
 
         Files of rows and answers go into ``keep``, which is ``folder`` unless said: a folder of others may have files
@@ -107,7 +113,14 @@ class Measure(ABC):
         """As of :class:`Benchmark`."""
 
     @abstractmethod
-    def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
+    def measure(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        *,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Metric]:
         """By name. ``cache``: a folder for features, which a later call may use again."""
 
     def ready(self, pictures: Sequence[Picture]) -> None:  # noqa: B027

@@ -21,6 +21,7 @@ from torch import Tensor
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.ranks import device
+from twinflow.evaluation.weights_file import read_weights
 from twinflow.pipelines import to_pil
 
 SCALES: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -104,22 +105,13 @@ def _network(model: str, *, like: str | None) -> Any:
     if like is None:
         raise TwinflowError(f"{model} has weights alone: say whose configuration they have, processor=MODEL")
     network = CLIPModel(CLIPConfig.from_pretrained(like))
-    missing, unexpected = network.load_state_dict(from_open_clip(_read(Path(model))), strict=False)
+    missing, unexpected = network.load_state_dict(
+        from_open_clip(read_weights(model, what="a CLIP")), strict=False
+    )
     wrong = [name for name in missing if not name.endswith("position_ids")] + list(unexpected)
     if wrong:
         raise TwinflowError(f"{model} does not fit the configuration of {like}: {', '.join(wrong[:4])} …")
     return network
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a ``.pt`` that the user named: read without running any code in it."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    from twinflow.evaluation.geneval.convert import read_checkpoint
-
-    return read_checkpoint(file)
 
 
 _TOWERS = {"visual.": "vision_model.", "": "text_model."}

@@ -68,15 +68,16 @@ def draw_pictures(
     whole = digest([how, keys])
     if place.is_main:
         _forget(folder, whole)
-    done, timed = 0, []
-    for number, (block, key) in enumerate(zip(blocks, keys)):
-        if number % place.world_size != place.rank:
-            continue
-        missing = [p for p in block if key_of(folder / p.file) != key]
+    mine = [*zip(blocks, keys)][place.rank :: place.world_size]
+    lacking = [[p for p in block if key_of(folder / p.file) != key] for block, key in mine]
+    done = sum(len(block) for (block, _), missing in zip(mine, lacking) if not missing)
+    progress = progress or (lambda done: None)
+    progress(done)
+    timed = []
+    for (block, key), missing in zip(mine, lacking):
         if missing:
             timed.append((len(block), _draw_block(model, block, sampler, folder, key, missing)))
-        done += len(block)
-        if progress is not None:
+            done += len(block)
             progress(done)
     # The first block of a process warms it up: it counts only where there is no other.
     timed = timed[1:] or timed

@@ -19,6 +19,7 @@ from torch import Tensor
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.features import pixel_features
 from twinflow.evaluation.fingerprint import fingerprint
+from twinflow.evaluation.inception import Inception
 from twinflow.evaluation.ranks import device
 from twinflow.pipelines import to_pil
 
@@ -27,6 +28,7 @@ KINDS = {
     "texture": "a fixed random convolution network: no download; for tests, and to compare with itself alone",
     "dinov2": "a DINOv2 encoder of transformers, dinov2:facebook/dinov2-large or a path",
     "clip": "the image half of a CLIP model, clip:openai/clip-vit-large-patch14 or a path",
+    "inception": "FID's Inception-v3 of 2015, inception:FILE of its weights in torchvision's names",
     "python": "your own, python:module:function; called without arguments it returns an extractor",
 }
 
@@ -47,6 +49,8 @@ def open_extractor(text: str) -> FeatureExtractor:
         return Texture()
     if kind == "python":
         return _plug_in(model)
+    if kind == "inception" and model:
+        return Inception(model)
     if kind in ("dinov2", "clip") and model:
         return Encoder(kind, model)
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from twinflow.evaluation.benchmark import digest
+from twinflow.evaluation.benchmark import Progress, digest
 from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash
 from twinflow.evaluation.features import extract
 from twinflow.evaluation.frechet import FeatureStatistics
@@ -39,6 +40,19 @@ class FeatureBank:
         self.folder, self.extractor, self.cache, self.batch = folder, extractor, cache, batch
         self.parts = [pictures[i : i + shard] for i in range(0, len(pictures), shard)]
 
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def compute(self, progress: Progress, *, before: int = 0, total: int | None = None) -> None:
+        """Make the shards that are not there. ``progress`` is told of ``before`` more pictures, of ``total`` in all."""
+        lacking = [part for part in self.parts if not self._file(part).is_file()]
+        done = before + len(self) - sum(map(len, lacking))
+        tell = partial(_tell, progress, total or len(self))
+        tell(done)
+        for part in lacking:
+            self._shard(part, partial(tell, done))
+            done += len(part)
+
     def shards(self) -> Iterator[Tensor]:
         """The features in order, (up to 512, D) fp64 each."""
         for part in self.parts:
@@ -55,15 +69,26 @@ class FeatureBank:
             statistics.update(features)
         return statistics
 
-    def _shard(self, part: Sequence[Picture]) -> Tensor:
+    def _shard(self, part: Sequence[Picture], tell: Callable[[int], None] | None = None) -> Tensor:
         def rows() -> Tensor:
-            found = [
-                extract(self.extractor, pixels) for pixels in read_pixels(self.folder, part, batch=self.batch)
-            ]
+            found, read = [], 0
+            for pixels in read_pixels(self.folder, part, batch=self.batch):
+                found.append(extract(self.extractor, pixels))
+                read += len(pixels)
+                if tell is not None:
+                    tell(read)
             return torch.cat(found).float()
 
-        key = digest([extractor_hash(self.extractor), states(self.folder, part)])
-        return once(self.cache / f"{key}.safetensors", rows).double()
+        return once(self._file(part), rows).double()
+
+    def _file(self, part: Sequence[Picture]) -> Path:
+        return (
+            self.cache / f"{digest([extractor_hash(self.extractor), states(self.folder, part)])}.safetensors"
+        )
+
+
+def _tell(progress: Progress, total: int, before: int, read: int = 0) -> None:
+    progress(before + read, total)
 
 
 def states(folder: Path, pictures: Sequence[Picture]) -> list[tuple[str, int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Measure, digest
+from twinflow.evaluation.benchmark import Measure, Progress, digest
 from twinflow.evaluation.clip_scores import ClipScorer
 from twinflow.evaluation.diversity import seed_diversity, vendi_score
 from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash, open_extractor
@@ -26,6 +26,10 @@ from twinflow.evaluation.results import Metric
 from twinflow.evaluation.sharpness import contrast, sharpness
 
 NORMAL_95 = 1.959964
+
+
+def _silent(done: int, total: int) -> None:
+    """The progress of those who don't ask for it."""
 
 
 def mean_metric(values: Tensor, title: str, better: str = "", digits: int = 2) -> Metric:
@@ -44,8 +48,19 @@ class Sharpness(Measure):
     def protocol(self) -> dict[str, Any]:
         return {"sharpness": "Laplacian and RMS contrast of Rec. 601 luma"}
 
-    def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
-        found = [(sharpness(pixels), contrast(pixels)) for pixels in read_pixels(folder, pictures)]
+    def measure(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        *,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Metric]:
+        found, done = [], 0
+        for pixels in read_pixels(folder, pictures):
+            found.append((sharpness(pixels), contrast(pixels)))
+            done += len(pixels)
+            (progress or _silent)(done, len(pictures))
         sharp, rms = (torch.cat(parts) for parts in zip(*found))
         return {
             "sharpness": mean_metric(sharp, "Sharpness", digits=3),
@@ -77,8 +92,17 @@ class SeedDiversity(Measure):
                 "--images-per-prompt 4, say"
             )
 
-    def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
-        values = FeatureBank(folder, pictures, self.extractor, cache=cache).features()
+    def measure(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        *,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Metric]:
+        bank = FeatureBank(folder, pictures, self.extractor, cache=cache)
+        bank.compute(progress or _silent)
+        values = bank.features()
         prompts = [picture.prompt for picture in pictures]
         found = seed_diversity(values, prompts, distance=self.distance)
         rows: dict[str, list[int]] = {}
@@ -147,17 +171,30 @@ class Distribution(Measure):
         if len(pictures) < 2:
             raise TwinflowError(f"a distance of distributions needs at least 2 pictures, got {len(pictures)}")
 
-    def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
-        drawn = FeatureBank(folder, pictures, self.extractor, cache=cache)
+    def measure(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        *,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Metric]:
+        drawn, real_bank = FeatureBank(folder, pictures, self.extractor, cache=cache), None
+        if self.reference.is_dir():
+            real_bank = FeatureBank(
+                self.reference, self.pictures, self.extractor, cache=cache.parent / "reference"
+            )
+            total = len(real_bank) + len(drawn)
+            real_bank.compute(progress or _silent, total=total)
+            drawn.compute(progress or _silent, before=len(real_bank), total=total)
+        else:
+            drawn.compute(progress or _silent)
         title = "FID" if self.extractor.name.startswith("inception") else "Fréchet"
         statistics = drawn.statistics()
         statistics.save(cache / "statistics.safetensors")
-        if self.reference.is_file():
+        if real_bank is None:
             distance = frechet_distance(statistics, self.statistics)
             return {"frechet": Metric(distance, title, "lower", 3)}
-        real_bank = FeatureBank(
-            self.reference, self.pictures, self.extractor, cache=cache.parent / "reference"
-        )
         real, features = real_bank.features(), drawn.features()
         kernel = kernel_distance(features, real)
         found = {
@@ -183,18 +220,37 @@ class PromptScore(Measure):
         beside = f", prepared as by {self.scorer.processor}" if self.scorer.processor else ""
         return {self.name: self.scorer.name + prefix + beside}
 
-    def measure(self, folder: Path, pictures: Sequence[Picture], *, cache: Path) -> dict[str, Metric]:
+    def measure(
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        *,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, Metric]:
+        parts = [pictures[first : first + SHARD] for first in range(0, len(pictures), SHARD)]
+        files = [cache / f"{self._key(folder, part)}.safetensors" for part in parts]
+        done = sum(len(part) for part, file in zip(parts, files) if file.is_file())
+        (progress or _silent)(done, len(pictures))
         values = []
-        for first in range(0, len(pictures), SHARD):
-            part = pictures[first : first + SHARD]
-            key = digest([self.protocol, states(folder, part), [picture.prompt for picture in part]])
-            values.append(once(cache / f"{key}.safetensors", partial(self._scores, folder, part)))
+        for part, file in zip(parts, files):
+            new = 0 if file.is_file() else len(part)
+
+            def tell(count: int, before: int = done) -> None:
+                (progress or _silent)(before + count, len(pictures))
+
+            values.append(once(file, partial(self._scores, folder, part, tell)))
+            done += new
         return {self.name: mean_metric(torch.cat(values), self.title, "higher", 2)}
 
-    def _scores(self, folder: Path, pictures: Sequence[Picture]) -> Tensor:
+    def _key(self, folder: Path, part: Sequence[Picture]) -> str:
+        return digest([self.protocol, states(folder, part), [picture.prompt for picture in part]])
+
+    def _scores(self, folder: Path, pictures: Sequence[Picture], tell: Callable[[int], None]) -> Tensor:
         values, done = [], 0
         for pixels in read_pixels(folder, pictures, batch=32):
             prompts = [picture.prompt for picture in pictures[done : done + len(pixels)]]
             values.append(self.scorer.score(pixels, prompts))
             done += len(pixels)
+            tell(done)
         return torch.cat(values)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.text import Text
+
+from twinflow.evaluation.benchmark import Progress
+
+PERIOD = 3600  # seconds that the speed is taken over: on a CPU one picture can take minutes
 
 
 class _Speed(ProgressColumn):
-    """Pictures a second, over the last half minute."""
+    """Pictures a second, over the last hour or the last thousand."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -29,12 +33,13 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def bar(
-    title: str, total: int, *, shown: bool, console: Console | None = None
-) -> Iterator[Callable[[int], None]]:
-    """A function to tell how many are done. Pictures that were there before do not count as speed."""
+def bar(title: str, total: int, *, shown: bool, console: Console | None = None) -> Iterator[Progress]:
+    """A function to tell how many are done, of how many.
+
+    What its first call tells was there before, or warmed the machine up: it does not count as speed.
+    """
     if not shown:
-        yield lambda done: None
+        yield lambda done, total: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -43,6 +48,6 @@ def bar(
         _Speed(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=30) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=min(done, total))
+    with Bars(*columns, console=console, transient=True, speed_estimate_period=PERIOD) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda done, total: bars.update(task, completed=min(done, total), total=total)

@@ -129,7 +129,7 @@ _OWN = (
         summary="How different the pictures of one prompt are: mean distance of features, Vendi score.",
         build=_diversity,
         options={
-            "features": "pixels, texture, dinov2:MODEL, clip:MODEL or python:module:function (texture)",
+            "features": "pixels, texture, dinov2:MODEL, clip:MODEL, inception:FILE or python:module:function (texture)",
             "distance": "l1, l2 or cosine (cosine)",
         },
         requires=(
@@ -149,7 +149,7 @@ _OWN = (
         build=_distribution,
         options={
             "reference": "a folder of pictures, or statistics (.safetensors)",
-            "features": "pixels, texture, dinov2:MODEL, clip:MODEL or python:module:function (texture)",
+            "features": "pixels, texture, dinov2:MODEL, clip:MODEL, inception:FILE or python:module:function (texture)",
             "k": "neighbours of precision and recall (5)",
         },
         requires=(
@@ -159,6 +159,13 @@ _OWN = (
                 licence="yours",
                 source="a folder",
                 option="--with distribution.reference=FOLDER",
+            ),
+            Requirement(
+                what="features inception:FILE, if chosen: FID's Inception-v3 of 2015 in torchvision's names",
+                size="about 95 MB",
+                licence="Apache-2.0 (its conversion's repository)",
+                source="github.com/mseitzer/pytorch-fid, release fid_weights, pt_inception-2015-12-05-6726825d.pth",
+                option="--with distribution.features=inception:FILE",
             ),
             Requirement(
                 what="features dinov2:facebook/dinov2-large, if chosen",

@@ -32,6 +32,7 @@ class EvaluationRow:
     overall: float | None = None  # the benchmark's own score: of GenEval, the unweighted mean over tasks
     overall_error: float | None = None  # half of its 95 % interval
     strict: float | None = None  # the same with no extra object allowed
+    strict_error: float | None = None
     tasks: dict[str, float] = field(default_factory=dict)
     style: str = "few"
     guidance: float = 1.0
@@ -40,7 +41,9 @@ class EvaluationRow:
     seconds_per_image: float | None = None  # network and decoder, prompts encoded before
     grid: str | None = None  # picture of the first images, relative to the table's folder
     samples: list[dict] = field(default_factory=list)  # a few {"prompt", "file", "correct"} for the page
-    failures: list[dict] = field(default_factory=list)  # wrong ones, with "reason", "boxes" and "size"
+    failures: list[dict] = field(
+        default_factory=list
+    )  # wrong ones, with "reason", "size" and, where they are known, "boxes" and "score"
     task_images: dict[str, int] = field(default_factory=dict)  # pictures of each task; {}: equal shares
     metrics: dict[str, Metric] = field(default_factory=dict)
     key: str = ""  # hash of the model, its sampler, the pictures and their imported answers: equal keys, equal scores

@@ -147,7 +147,7 @@ class Evaluation:
                 batch=self.batch or default_batch(model),
                 also=benchmark.derived,
                 place=place,
-                progress=lambda done: update(done * place.world_size),
+                progress=lambda done: update(done * place.world_size, total),
             )
         if place.is_main:
             row = EvaluationRow(
@@ -208,11 +208,16 @@ class Evaluation:
         else:
             prefix = f"{row.model}_nfe{row.nfe}"
             (home / prefix).mkdir(parents=True, exist_ok=True)
-            scores = benchmark.score(pictures, keep=home / prefix)
+            title, total = f"of {row.model} at {row.nfe} NFE", len(benchmark.pictures)
+            with bar(f"{benchmark.name} {title}", total, shown=self.shown) as update:
+                scores = benchmark.score(pictures, keep=home / prefix, progress=update)
             take_late(table, scores.protocol, pictures)
+            cache = home / ".features" / prefix
             for measure in self.measures:
-                cache = home / ".features" / prefix
-                scores.metrics |= measure.measure(pictures, benchmark.pictures, cache=cache)
+                with bar(f"{measure.name} {title}", total, shown=self.shown) as update:
+                    scores.metrics |= measure.measure(
+                        pictures, benchmark.pictures, cache=cache, progress=update
+                    )
             row = _with_scores(row, scores)
             if not scores.findings:
                 scores.findings = [
@@ -239,9 +244,8 @@ def identity_of(model: Model) -> str:
 
 
 def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:
-    names = (
-        "overall overall_error strict tasks task_images held_out diversity metrics"  # those that both have
-    )
+    # Those that both have.
+    names = "overall overall_error strict strict_error tasks task_images held_out diversity metrics"
     return replace(row, **{name: getattr(scores, name) for name in names.split()})
 
 
@@ -264,8 +268,12 @@ def _sample(finding: Finding, prefix: str) -> dict[str, Any]:
 
 def _failure(finding: Finding, prefix: str, pictures: Path) -> dict[str, Any]:
     size = read_picture(pictures / finding.file).size
-    boxes = [{"label": label, "box": box, "score": score} for label, box, score in finding.boxes]
-    return _sample(finding, prefix) | {"reason": finding.reason, "boxes": boxes, "size": list(size)}
+    entry = _sample(finding, prefix) | {"reason": finding.reason, "size": list(size)}
+    if finding.score is not None:
+        entry["score"] = finding.score
+    if finding.boxes is not None:
+        entry["boxes"] = [{"label": name, "box": box, "score": sure} for name, box, sure in finding.boxes]
+    return entry
 
 
 def evaluate_pipeline(

@@ -9,7 +9,7 @@ import torch
 
 from twinflow.data.shapeworld import Level, evaluation_suite, get_level
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Scores, prompts_hash
+from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Scores, prompts_hash
 from twinflow.evaluation.detector import ShapeDetector
 from twinflow.evaluation.pictures import Picture, read_picture, to_pixels
 from twinflow.evaluation.results import Metric
@@ -54,7 +54,7 @@ class ShapeWorldBenchmark(Benchmark):
             "detector": "ShapeWorld pixel verifier 1",
         }
 
-    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
         side = self.level.size
         pixels = []
         for picture in self.pictures:
@@ -69,7 +69,12 @@ class ShapeWorldBenchmark(Benchmark):
         names = [picture.file for picture in self.pictures]
         detector = ShapeDetector(self.level)
         report = score_images(
-            torch.stack(pixels), self.captions, self.level, detector=detector, filenames=names
+            torch.stack(pixels),
+            self.captions,
+            self.level,
+            detector=detector,
+            filenames=names,
+            progress=progress,
         )
         report.write_jsonl((keep or folder) / RESULTS)
         official = report.official
@@ -81,6 +86,7 @@ class ShapeWorldBenchmark(Benchmark):
             overall=official.overall,
             overall_error=official.overall_error,
             strict=report.strict.overall,
+            strict_error=report.strict.overall_error,
             tasks=dict(official.tasks),
             task_images={task: proportion.total for task, proportion in official.by_task.items()},
             held_out=report.held_out,

@@ -46,19 +46,24 @@ class StockModel:
         """The stock call encodes its prompts itself."""
 
     def steps(self, sampler: Sampler) -> int:
-        """Steps that cost ``sampler.nfe`` network evaluations; measured by drawing a picture in one and in two."""
+        """Steps that cost ``sampler.nfe`` network evaluations; measured by drawing a picture in one, two and three: the
+        second may cost more than those after it (PNDM's does)."""
         costs = []
-        for count in (1, 2):
+        for count in (1, 2, 3):
             with _Counter(self.network) as counter:
                 self._call([Picture(file="", prompt="a photo", seed=0)], sampler, count)
             costs.append(counter.rows)
-        first, each = costs[0], costs[1] - costs[0]
-        if each < 1 or sampler.nfe < first or (sampler.nfe - first) % each:
+        one, two, three = costs
+        each = three - two
+        if sampler.nfe == one:
+            return 1
+        if each < 1 or sampler.nfe < two or (sampler.nfe - two) % each:
             raise TwinflowError(
                 f"--nfe {sampler.nfe} is not possible with the stock call of {type(self.pipe).__name__} at guidance "
-                f"{sampler.guidance:g}: its first step costs {first} network evaluations and the others {each} each"
+                f"{sampler.guidance:g}: one step costs {one} network evaluations, two cost {two}, and each further one "
+                f"{each} more"
             )
-        return 1 + (sampler.nfe - first) // each
+        return 2 + (sampler.nfe - two) // each
 
     def draw(self, pictures: Sequence[Picture], sampler: Sampler) -> Tensor:
         steps = self._steps[sampler.nfe, sampler.guidance]
@@ -103,6 +108,9 @@ class StockModel:
 def native_size(pipe: Any) -> tuple[int, int]:
     """Of the pictures that the pipeline makes unless told otherwise; 1024 squared where it does not say."""
     sample, scale = getattr(pipe, "default_sample_size", None), getattr(pipe, "vae_scale_factor", None)
+    unet = getattr(pipe, "unet", None)
+    if sample is None and unet is not None:
+        sample = getattr(unet.config, "sample_size", None)
     side = sample * scale if isinstance(sample, int) and isinstance(scale, int) else 1024
     return side, side
 

@@ -43,7 +43,11 @@ def score_columns(table: EvaluationTable) -> list[Column]:
         )
     if any(row.strict is not None for row in rows):
         columns.append(
-            Column(title="Strict", cell=lambda row: Cell(text=score(row.strict)), rank=lambda row: row.strict)
+            Column(
+                title="Strict",
+                cell=lambda row: Cell(text=score(row.strict), error=_error(row.strict_error)),
+                rank=lambda row: row.strict,
+            )
         )
     columns += [_task_column(task) for task in tasks_of(rows)]
     if any(row.held_out is not None for row in rows):

@@ -1,4 +1,4 @@
-"""Wrong pictures with what the detector saw drawn on them, so that a reader can judge the judge."""
+"""Wrong pictures with what the detector saw drawn on them, or what a judge said no to, to be judged in turn."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ def _card(folder: Path, failure: dict[str, Any]) -> str:
     reason = "".join(
         f"<span>{escape(line.replace('>=', ' ≥ '))}</span>" for line in failure.get("reason", "").splitlines()
     )
-    saw = ", ".join(box["label"] for box in failure.get("boxes", [])) or "nothing"
+    if "score" in failure:
+        reason = f"<span>{failure['score']:.2f} of 1</span>{reason}"
+    if "boxes" in failure:
+        saw = ", ".join(box["label"] for box in failure["boxes"]) or "nothing"
+        reason += f"<span>seen: {escape(saw)}</span>"
     return (
         f'<figure><div class="seen">{picture}</div><figcaption><i>{escape(failure["prompt"])}</i>'
-        f"{reason}<span>seen: {escape(saw)}</span></figcaption></figure>\n"
+        f"{reason}</figcaption></figure>\n"
     )
 
 
@@ -51,12 +55,12 @@ def _overlay(failure: dict[str, Any]) -> str:
     """Boxes and labels as SVG over the picture; lengths in hundredths of its width."""
     width, height = failure["size"]
     scale = 100 / width
-    parts = []
+    boxes, labels = [], []  # labels after all boxes: a box that crosses one would cut its digits
     taken: list[tuple[float, float]] = []
     for i, box in enumerate(failure.get("boxes", [])):
         x1, y1, x2, y2 = (value * scale for value in box["box"])
         color = f"var(--box-{i % 4})"
-        parts.append(
+        boxes.append(
             f'<rect x="{x1:.2f}" y="{y1:.2f}" width="{max(0.0, x2 - x1):.2f}" height="{max(0.0, y2 - y1):.2f}" '
             f'style="stroke:{color}"/>'
         )
@@ -67,8 +71,8 @@ def _overlay(failure: dict[str, Any]) -> str:
         while any(abs(top - other) < _LINE and abs(left - x) < length for x, other in taken):
             top += _LINE
         taken.append((left, top))
-        parts.append(
+        labels.append(
             f'<rect class="label" x="{left:.2f}" y="{top:.2f}" width="{length:.2f}" height="{_LINE}" '
             f'style="fill:{color}"/><text x="{left + 1:.2f}" y="{top + 5.9:.2f}">{escape(label)}</text>'
         )
-    return f'<svg viewBox="0 0 100 {height * scale:.2f}" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 100 {height * scale:.2f}" aria-hidden="true">{"".join(boxes + labels)}</svg>'

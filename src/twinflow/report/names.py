@@ -19,6 +19,28 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: 
             ax.text(point[0] + 0.025, height, label, transform=ax.transAxes, color=color, va="center")
 
 
+def label_points(
+    ax: Axes, points: Sequence[tuple[float, float, str, str]], *, gap: float = 0.05, near: float = 0.07
+) -> None:
+    """Numbers (x, y, text, color) right of their points; those of points that lie close together are moved apart, up
+    and down. ``gap``: height of a number, ``near``: its width, both in lengths of the axes."""
+    to_axes = ax.transData + ax.transAxes.inverted()
+    placed = sorted((tuple(to_axes.transform((x, y))), text, color) for x, y, text, color in points if text)
+    groups: list[list[tuple[tuple[float, float], str, str]]] = []
+    for point, text, color in placed:
+        if groups and point[0] - groups[-1][-1][0][0] < near:
+            groups[-1].append((point, text, color))
+        else:
+            groups.append([(point, text, color)])
+    for group in groups:
+        group.sort(key=lambda place: place[0][1])
+        heights = apart([point[1] for point, *_ in group], gap=gap)
+        for height, (point, text, color) in zip(heights, group, strict=True):
+            ax.text(
+                point[0] + 0.018, height, text, transform=ax.transAxes, color=color, va="center", fontsize=8
+            )
+
+
 def label_aside(ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap: float) -> None:
     """Names (x, y, name, color) of points in one column right of the plot, each with a line to its point."""
     to_axes = ax.transData + ax.transAxes.inverted()

@@ -16,6 +16,7 @@ STRICT = {  # what the stricter score asks for, by benchmark
     "shapeworld": "allows no object that the prompt doesn’t name",
     "geneval": "wants exactly as many objects of the named classes as the prompt says; other classes are free",
 }
+INDEPENDENT = "; those of tasks take the pictures of one prompt for independent"
 
 
 def scores(table: EvaluationTable, summary: Summary) -> str:
@@ -38,7 +39,7 @@ def scores(table: EvaluationTable, summary: Summary) -> str:
     ]
     note = (
         "NFE is network evaluations a picture; a guided step costs two. ± is half of the 95 % interval"
-        + f"{kid_note(table.rows)}. "
+        + f"{kid_note(table.rows)}{INDEPENDENT if any(row.tasks for row in table.rows) else ''}. "
         + " ".join(explained)
     )
     return section("Scores", body, note=note, name="numbers")
@@ -73,18 +74,19 @@ def _score_table(table: EvaluationTable, columns: list[Column], summary: Summary
 
 
 def plots(table: EvaluationTable, summary: Summary) -> str:
-    base = summary.base.model
+    trained = summary.trained.model if summary.trained is not None else None
+    colors = model_colors(table, base=summary.base.model, trained=trained)
     rows = [row for row in compared(table, summary) if row.tasks]
     figures = ""
     if any(row.nfe and row.overall is not None for row in table.rows):
-        figures += figure("Score by number of evaluations", score_by_nfe(table, base=base))
-    pareto = score_by_time(table, base=base)
+        figures += figure("Score by number of evaluations", score_by_nfe(table, colors=colors))
+    pareto = score_by_time(table, colors=colors)
     if pareto is not None:
         figures += figure("Score by time: what a second buys", pareto)
     if rows:
-        figures += figure("Score by task", task_bars(rows, model_colors(table, base=base)))
+        figures += figure("Score by task", task_bars(rows, colors))
     for name, metric in metrics_of(table.rows).items():
         if len({row.nfe for row in table.rows if row.nfe and name in row.metrics}) > 1:
             better = f" ({metric.better} is better)" if metric.better else ""
-            figures += figure(metric.title + better, metric_by_nfe(table, name, base=base))
+            figures += figure(metric.title + better, metric_by_nfe(table, name, colors=colors))
     return section("At a glance", f'<div class="plots">\n{figures}</div>\n', name="glance") if figures else ""

@@ -12,6 +12,18 @@ from twinflow.report.html import section
 from twinflow.report.summary import Summary
 from twinflow.report.text import nfe_text, row_name
 
+JUDGED = {  # what the marks say, and what stands beside wrong pictures, where no verifier looked
+    "dpg": (
+        "✓ and ✗ say whether the judge answered every question with yes.",
+        "Pictures about which the judge did not answer every question with yes, spread evenly over the prompts, with "
+        "those answers. Look here before you trust a number: a judge that is wrong shows it.",
+    )
+}
+BY_VERIFIER = (
+    "✓ and ✗ are the verifier’s.",
+    "Wrong pictures, spread evenly over the tasks, with the objects that the detector found and how sure it was. Look "
+    "here before you trust a number: a detector that is wrong shows it.",
+)
 SHOWN = 12  # comparisons that are open; the rest unfolds
 WALL = 6  # prompts that are shown at every setting
 
@@ -27,7 +39,7 @@ def pictures(folder: Path, table: EvaluationTable, summary: Summary) -> str:
     names = ", ".join(f"<b>{escape(row_name(row))}</b>" for row in rows)
     drawn_here = all(row.style != "unknown" for row in rows)  # of others' pictures nobody knows the seeds
     same = f"Same prompt{', same seed' if drawn_here else ''}; " if len(rows) > 1 else ""
-    note = f"From left to right: {names}. {same}✓ and ✗ are the verifier’s."
+    note = f"From left to right: {names}. {same}{JUDGED.get(table.benchmark, BY_VERIFIER)[0]}"
     body = _cards(shown, summary.trained)
     if rest:
         more = _cards(rest, summary.trained)
@@ -127,8 +139,5 @@ def wrong_pictures(folder: Path, table: EvaluationTable, summary: Summary) -> st
         return ""
     if rest:
         body += f"<details><summary>the other settings</summary>\n{rest}</details>\n"
-    note = (
-        "Wrong pictures, spread evenly over the tasks, with the objects that the detector found and how sure it "
-        "was. Look here before you trust a number: a detector that is wrong shows it."
-    )
+    note = JUDGED.get(table.benchmark, BY_VERIFIER)[1]
     return section("What went wrong", body, note=note, name="wrongs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from twinflow.evaluation.results import EvaluationRow, EvaluationTable
 from twinflow.report.losses import TOTAL, Curve
-from twinflow.report.names import label_ends
+from twinflow.report.names import label_ends, label_points
 from twinflow.report.text import row_name, seconds, task_interval, task_name, tasks_of
 
 # Matplotlib wants colours: these stand for CSS variables, and are replaced in the finished SVG.
@@ -45,20 +45,28 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def model_colors(table: EvaluationTable, *, base: str) -> dict[str, str]:
-    """A colour for each model: series 0, a quiet one, is the base's."""
-    others = [model for model in dict.fromkeys(row.model for row in table.rows) if model != base]
-    return {base: SERIES[0]} | {model: SERIES[1 + i % 5] for i, model in enumerate(others)}
+def model_colors(table: EvaluationTable, *, base: str, trained: str | None = None) -> dict[str, str]:
+    """A colour for each model: series 0, a quiet one, is the base's; series 1, the page's accent, that of the model
+    whose row the page marks, ``trained``."""
+    colors, others = {base: SERIES[0]}, 0
+    for model in dict.fromkeys(row.model for row in table.rows):
+        if model == trained:
+            colors[model] = SERIES[1]
+        elif model != base:
+            colors[model] = SERIES[2 + others % 4]
+            others += 1
+    return colors
 
 
 Value = Callable[[EvaluationRow], float | None]
+Colors = Mapping[str, str]  # of each model
 
 
-def score_by_nfe(table: EvaluationTable, *, base: str) -> str:
+def score_by_nfe(table: EvaluationTable, *, colors: Colors) -> str:
     """Overall score against network evaluations, on a logarithmic axis."""
     return value_by_nfe(
         table,
-        base=base,
+        colors=colors,
         name="score",
         value=lambda row: row.overall,
         error=lambda row: row.overall_error,
@@ -66,7 +74,7 @@ def score_by_nfe(table: EvaluationTable, *, base: str) -> str:
     )
 
 
-def metric_by_nfe(table: EvaluationTable, metric: str, *, base: str) -> str:
+def metric_by_nfe(table: EvaluationTable, metric: str, *, colors: Colors) -> str:
     """A metric against network evaluations."""
 
     def value(row: EvaluationRow) -> float | None:
@@ -75,20 +83,19 @@ def metric_by_nfe(table: EvaluationTable, metric: str, *, base: str) -> str:
     def error(row: EvaluationRow) -> float | None:
         return row.metrics[metric].error if metric in row.metrics else None
 
-    return value_by_nfe(table, base=base, name=f"metric-{metric}", value=value, error=error)
+    return value_by_nfe(table, colors=colors, name=f"metric-{metric}", value=value, error=error)
 
 
 def value_by_nfe(
     table: EvaluationTable,
     *,
-    base: str,
+    colors: Colors,
     name: str,
     value: Value,
     error: Value,
     limits: tuple[float, float] | None = None,
 ) -> str:
     """A line for each model; rows without a value or with unknown evaluations are left out."""
-    colors = model_colors(table, base=base)
     known = [row for row in table.rows if row.nfe and value(row) is not None]
 
     def draw(ax: Axes) -> None:
@@ -124,10 +131,9 @@ def value_by_nfe(
     return draw_svg(name, draw, size=(4.6, 3.2))
 
 
-def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
+def score_by_time(table: EvaluationTable, *, colors: Colors) -> str | None:
     """Overall score against seconds a picture, each point named by its evaluations; the best for their time (the
     Pareto front) are joined. ``None`` where fewer than two rows were timed."""
-    colors = model_colors(table, base=base)
     points = [
         (row.seconds_per_image, row.overall, row)
         for row in table.rows
@@ -144,14 +150,6 @@ def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
         for x, y, row in points:
             error = row.overall_error or 0.0
             ax.errorbar(x, y, yerr=error, color=colors[row.model], marker="o", markersize=5, elinewidth=1)
-            ax.annotate(
-                str(row.nfe) if row.nfe else "",
-                (x, y),
-                xytext=(5, 4),
-                textcoords="offset points",
-                color=colors[row.model],
-                fontsize=8,
-            )
         for model, color in colors.items():
             ax.plot([], [], "o", color=color, markersize=5, label=model)
         ax.set_xscale("log")
@@ -163,6 +161,7 @@ def score_by_time(table: EvaluationTable, *, base: str) -> str | None:
         ax.set_ylim(0, 1.04)
         ax.grid(axis="y")
         ax.set_xlabel("time per picture; the numbers are network evaluations")
+        label_points(ax, [(x, y, str(row.nfe or ""), colors[row.model]) for x, y, row in points])
         ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=0.6)
 
     return draw_svg("pareto", draw, size=(4.6, 3.2))
@@ -177,7 +176,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def task_bars(rows: Sequence[EvaluationRow], colors: dict[str, str]) -> str:
+def task_bars(rows: Sequence[EvaluationRow], colors: Colors) -> str:
     """Scores by task, one bar a row. Rows of one model are told apart by the bar's strength."""
     tasks = tasks_of(list(rows))
     strengths = _strengths(rows)

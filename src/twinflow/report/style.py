@@ -5,6 +5,7 @@ STYLE = """
   --paper: #fdfcf9; --raised: #f5f3ed; --ink: #1d1b18; --soft: #6d675e; --rule: #dfdbd1;
   --series-0: #98917f; --series-1: #0b6b63; --series-2: #b4551f; --series-3: #3b5ba5; --series-4: #8a3f73;
   --series-5: #7d7a1c; --accent: var(--series-1); --wrong: #b3362b;
+  --shade: rgb(29 27 24 / .22);
   --box-0: #ffe14d; --box-1: #6fe3ff; --box-2: #ff9ad5; --box-3: #b8ff7a;
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Source Serif 4", Charter, Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
@@ -14,7 +15,7 @@ STYLE = """
   :root {
     --paper: #161513; --raised: #201f1c; --ink: #ece8df; --soft: #a09989; --rule: #37342f;
     --series-0: #8d8675; --series-1: #55bfae; --series-2: #e0935c; --series-3: #8fa9e6; --series-4: #d38fbd;
-    --series-5: #c6c25a; --wrong: #ee8175;
+    --series-5: #c6c25a; --wrong: #ee8175; --shade: rgb(0 0 0 / .75);
   }
 }
 * { box-sizing: border-box; }
@@ -80,7 +81,10 @@ h3 { margin: 1.6rem 0 .8rem; font: 500 .88rem var(--sans); color: var(--soft); }
 .failures i { display: block; font: italic .95rem/1.35 var(--serif); color: var(--ink); }
 
 .scroll { overflow-x: auto; margin: 0 calc(-1 * clamp(1.1rem, 4vw, 3rem));
-  padding: 0 clamp(1.1rem, 4vw, 3rem); }
+  padding: 0 clamp(1.1rem, 4vw, 3rem);
+  /* A shadow where columns go on beyond the edge: the paper that hides it at the end moves with the table. */
+  background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) right / 1.1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: lining-nums tabular-nums; }
 .scores { width: 100%; font-size: .88rem; line-height: 1.25; }
 .scroll + .scroll { margin-top: 2.2rem; }
@@ -144,7 +148,7 @@ footer { padding-top: 2.5rem; padding-bottom: 3.5rem; font-size: .8rem; color: v
   section { margin-top: 8mm; }
   .cards { grid-template-columns: repeat(3, 1fr); gap: 5mm; }
   .plots { grid-template-columns: 1fr 1fr; }
-  .scroll { overflow: visible; margin: 0; padding: 0; }
+  .scroll { overflow: visible; margin: 0; padding: 0; background: none; }
   .scores { font-size: 7pt; }
   .scores small, .scores thead th { font-size: 6pt; }
   .scores th, .scores td, .scores th[scope=row] { padding: .35rem 0 .35rem 1.2mm; position: static; }

@@ -10,8 +10,9 @@ from statistics import fmean
 import pytest
 
 from evaluation.dpg.items import random_rows, write_csv
+from evaluation.official import DPG, needs_dpg
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.dpg import dpg_scores, read_questions
+from twinflow.evaluation.dpg import dpg_scores, read_prompts, read_questions
 
 
 def answers_for(questions, rng, pictures=4):
@@ -141,3 +142,22 @@ def test_missing_answers_are_errors(tmp_path):
         dpg_scores(questions, {**good, "b": [{1: True}] * 4})
     with pytest.raises(TwinflowError, match="items without questions: c"):
         dpg_scores(questions, {**good, "c": good["b"]})
+
+
+@needs_dpg
+def test_the_published_code_scores_1064_of_the_1065_items(tmp_path):
+    """Its csv begins with partiprompts97; the item of the row that is skipped falls out, and no other does."""
+    items = list(read_prompts(DPG).texts)
+    items.remove("partiprompts97")
+    items.insert(0, "partiprompts97")
+    rows = [
+        (item, number, str(number - 1), "entity - whole", f"Is thing {number} there?")
+        for item in items
+        for number in (1, 2)
+    ]
+    questions = read_questions(write_csv(tmp_path / "dpg_bench.csv", rows))
+    answers = {item: 4 * [{1: True, 2: True}] for item in items}
+    official = dpg_scores(questions, answers, compat=True)
+    assert len(items) == len(dpg_scores(questions, answers).items) == 1065
+    assert len(official.items) == 1064
+    assert official.left_out == ("partiprompts97",)

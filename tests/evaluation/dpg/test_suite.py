@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,11 @@ def test_a_set_that_is_not_complete_is_refused(bench, folder, tmp_path):
         DPGBench().score(folder, judge=ColorJudge())
     with pytest.raises(TwinflowError, match="4 pictures of a prompt in a grid"):
         DPGBench(images_per_prompt=3)
+
+
+def test_one_picture_a_prompt_is_said_beside_the_name(bench):
+    one = replace(bench, images_per_prompt=1).protocol()["benchmark"]
+    assert one == bench.protocol()["benchmark"] + " and 1 picture a prompt instead of 4"
 
 
 def test_what_to_draw():

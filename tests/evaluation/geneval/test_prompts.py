@@ -96,6 +96,8 @@ def test_a_prompt_file_is_known_by_its_content(tmp_path):
     assert not read_prompts(path).official
     assert GenEval(metadata=path).protocol()["benchmark"] == "GenEval with other prompts"
     assert GenEval(metadata=GENEVAL).protocol()["benchmark"] == "GenEval"
+    two = GenEval(metadata=GENEVAL, images_per_prompt=2).protocol()["benchmark"]
+    assert two == "GenEval with 2 pictures a prompt instead of 4"
 
 
 def test_white_space_and_the_order_of_keys_do_not_matter(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Requirement, Scores, digest
-from twinflow.evaluation.dpg.answers import short_hash
+from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Progress, Requirement, Scores, digest
+from twinflow.evaluation.dpg.answers import Answer, short_hash
+from twinflow.evaluation.dpg.findings import findings_of_grids, findings_of_pictures
 from twinflow.evaluation.dpg.grid import find_grids
-from twinflow.evaluation.dpg.judges import Judge, load_judge
+from twinflow.evaluation.dpg.judges import PLUG_IN, Judge, load_judge, plug_in
 from twinflow.evaluation.dpg.requirements import requirements
 from twinflow.evaluation.dpg.suite import DPGBench
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
@@ -23,7 +25,7 @@ from twinflow.evaluation.requirements import config_of
 
 ANSWERS = "answers_{judge}.jsonl"
 IMPORT = "import:"
-BY = "answers_by"  # entry of the protocol: the judge whose answers were imported
+BY = "answers_by"  # entry of the protocol: what a judge calls itself whose answers were imported, or that is one's own
 
 
 class DPGBenchmark(Benchmark):
@@ -62,18 +64,20 @@ class DPGBenchmark(Benchmark):
     @property
     def protocol(self) -> dict[str, Any]:
         return self.suite.protocol() | {
-            "judge": self._judge_path() if self._imports() else weights_name(self._judge_path()),
+            "judge": self._judge_path() if self._names_itself() else weights_name(self._judge_path()),
             "judge_mode": self.mode,
             "compat": self.compat,
         }
 
     @property
     def told_late(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (BY,) if self._imports() else ()
+        return (BY,) if self._names_itself() else ()
 
     def ready(self) -> None:
         _ = self.suite.question_set
-        if not self._imports():
+        if self._judge_path().startswith(PLUG_IN):
+            plug_in(self._judge_path())
+        elif not self._imports():
             config_of(self._judge_path(), what="the judge")
 
     @property
@@ -91,7 +95,7 @@ class DPGBenchmark(Benchmark):
         file = folder / self._judge_path().removeprefix(IMPORT)
         return short_hash(file) if self._imports() and file.is_file() else ""
 
-    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
         drawn = self._has_pictures(folder)
         if drawn:
             self.suite.assemble(folder)
@@ -107,7 +111,7 @@ class DPGBenchmark(Benchmark):
             # A file for each judge; two may have one name, and their weights are there once they are loaded.
             judge = digest([self.judge.name, fingerprint(self._judge_path())])[:8]
             answers = (keep or folder) / ANSWERS.format(judge=judge)
-            report = self.suite.score(folder, judge=self.judge, answers=answers)
+            report = self.suite.score(folder, judge=self.judge, answers=answers, progress=progress)
         scores = report.official if self.compat else report.specified
         other = report.specified if self.compat else report.official
         title = "DPG as specified, %" if self.compat else "DPG as the published code counts, %"
@@ -117,15 +121,18 @@ class DPGBenchmark(Benchmark):
             tasks=dict(scores.broad_categories),
             task_images=dict(scores.broad_pictures),
             metrics={"dpg_other": Metric(100 * other.overall, title, "higher", 2)},
-            findings=[] if drawn else self._grids(folder),
-            protocol={BY: report.protocol["judge"]} if self._imports() else {},
+            findings=self._findings(folder, report.answers, drawn=drawn),
+            protocol={BY: report.protocol["judge"]} if self._names_itself() else {},
         )
 
-    def _grids(self, folder: Path) -> list[Finding]:
-        """Grids of others, for the page: their pictures are nowhere else."""
-        texts = self.suite.prompt_set.texts
-        grids = find_grids(folder, self.suite.question_set.by_item)
-        return [Finding(file=path.name, prompt=texts[item]) for item, path in grids.items()]
+    def _findings(self, folder: Path, answers: Sequence[Answer], *, drawn: bool) -> list[Finding]:
+        """One a picture, or one a grid where there are grids alone."""
+        questions, texts = self.suite.question_set, self.suite.prompt_set.texts
+        if not drawn:
+            files = {item: path.name for item, path in find_grids(folder, questions.by_item).items()}
+            return findings_of_grids(questions, texts, answers, files)
+        paths = {work.item: work.paths for work in self.suite.work()}
+        return findings_of_pictures(questions, texts, answers, lambda item, number: paths[item][number])
 
     def _has_pictures(self, folder: Path) -> bool:
         """Whether it has single pictures under our names; else it must have grids alone, the official layout."""
@@ -134,6 +141,10 @@ class DPGBenchmark(Benchmark):
     @cached_property
     def judge(self) -> Judge:
         return load_judge(self._judge_path(), mode=self.mode, device=self.device)  # type: ignore[arg-type]
+
+    def _names_itself(self) -> bool:
+        """Whether only the judge, or its answers, tell who it is."""
+        return self._judge_path().startswith((IMPORT, PLUG_IN))
 
     def _imports(self) -> bool:
         return self._judge_path().startswith(IMPORT)
@@ -154,7 +165,7 @@ ENTRY = Entry(
     build=DPGBenchmark,
     options={
         "questions": "dpg_bench.csv of the official repository",
-        "judge": f"a vision language or VQA model of transformers, or {IMPORT}FILE",
+        "judge": f"a vision language or VQA model of transformers, {IMPORT}FILE, or {PLUG_IN}module:function",
         "mode": "of a vision language model: greedy, or compare (greedy)",
         "compat": "count as the published code does, with its bugs (false)",
         "prompts": "a folder of texts or JSON lines (the 1065 official ones, fetched once)",

@@ -6,7 +6,8 @@ The official judge, mPLUG, needs transformers below 5 and runs in an environment
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -18,6 +19,7 @@ from torch import Tensor
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.dpg.processors import load_processor
 
+PLUG_IN = "python:"
 PROMPT = "{question} Answer with yes or no."
 YES, NO = ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no")
 Mode = Literal["greedy", "compare"]
@@ -174,14 +176,38 @@ class VlmJudge:
 
 
 def load_judge(path_or_id: str | Path, *, mode: Mode = "greedy", device: torch.device | str = "cpu") -> Judge:
-    """The judge that a folder or hub id holds: BLIP's kind answers by itself, ``mode`` is for all others."""
+    """The judge that a folder or hub id holds: BLIP's kind answers by itself, ``mode`` is for all others. Or one's own,
+    ``python:module:function``."""
     from transformers import AutoConfig
 
+    if str(path_or_id).startswith(PLUG_IN):
+        return _own(str(path_or_id))
     with _told(path_or_id):
         kind = AutoConfig.from_pretrained(str(path_or_id)).model_type
     if kind == "blip":
         return VqaJudge.load(path_or_id, device=device)
     return VlmJudge.load(path_or_id, mode=mode, device=device)
+
+
+def plug_in(text: str) -> Callable[[], Any]:
+    """The function that ``python:module:function`` names; ``TwinflowError`` if there is none."""
+    module, _, name = text.removeprefix(PLUG_IN).partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        if not callable(function):
+            raise TypeError(f"{name} is no function")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise TwinflowError(f"the judge {text} can't be imported: {error}") from error
+    return function
+
+
+def _own(text: str) -> Judge:
+    judge = plug_in(text)()
+    if not (isinstance(getattr(judge, "name", None), str) and callable(getattr(judge, "answer", None))):
+        raise TwinflowError(
+            f"{text} returned {judge!r}: a judge has a name, a text, and answer(image, questions)"
+        )
+    return judge
 
 
 @contextmanager

@@ -27,10 +27,10 @@ def requirements() -> tuple[Requirement, ...]:
         Requirement(
             name="judge (official)",
             what="mPLUG large, in an environment of its own with transformers below 5; its answers are imported",
-            size="see the model card",
+            size="size not known here; 9 GB of memory to run (model card)",
             licence="Apache-2.0 (model card)",
-            source="modelscope: damo/mplug_visual-question-answering_coco_large_en",
-            option="judge",
+            source="modelscope: damo/mplug_visual-question-answering_coco_large_en; "
+            "its answers: --with dpg.judge=import:FILE",
             optional=True,
         ),
         Requirement(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,30 +142,38 @@ class DPGBench:
         """Ask the judge about every picture of every grid in ``folder``.
 
         ``answers`` is a file that keeps each picture's answers as they come; what it holds already of the same judge,
-        grid and questions is not asked again.
+        grid and questions is not asked again. ``progress`` is called with the number of pictures that are done, first
+        of those.
         """
         questions = self.question_set
         grids = find_grids(folder, questions.by_item)
-        known = answered(self._kept(answers, judge))
+        digest = cache(lambda item: short_hash(grids[item]))
+        said_before, known = answered(self._kept(answers, judge)), {}
+        for item, asked in questions.by_item.items():
+            for picture in range(self.images_per_prompt):
+                before = said_before.get((item, picture))
+                if before and all(_same(before.get(q.id), q, digest(item)) for q in asked):
+                    known[item, picture] = [before[q.id] for q in asked]
+        count, total = len(known), len(grids) * self.images_per_prompt
+        progress = progress or (lambda done, total: None)
+        progress(count, total)
         said: list[Answer] = []
-        for count, (item, asked) in enumerate(questions.by_item.items(), start=1):
-            digest = short_hash(grids[item])
+        for item, asked in questions.by_item.items():
             cells: list[Image.Image] = []
             for picture in range(self.images_per_prompt):
-                before = known.get((item, picture), {})
-                kept = [before[q.id] for q in asked if _same(before.get(q.id), q, digest)]
-                if len(kept) < len(asked):
+                kept = known.get((item, picture))
+                if kept is None:
                     cells = cells or split_grid(
                         grids[item], count=self.images_per_prompt, resolution=resolution
                     )
-                    kept = _ask(judge, cells[picture], item, picture, asked, digest)
+                    kept = _ask(judge, cells[picture], item, picture, asked, digest(item))
                     if answers is not None:
                         append_answers(answers, kept)
+                    count += 1
+                    progress(count, total)
                 said += kept
             if len(said) >= CHECKED_EARLY:
                 check_clear(said)
-            if progress is not None:
-                progress(count, len(grids))
         return self._report(said, judge.name)
 
     def read(self, path: str | Path, *, folder: str | Path | None = None) -> DPGReport:
@@ -211,8 +220,11 @@ class DPGBench:
         """What a reader needs to compare the numbers, or to refuse to."""
         prompts, questions = self.prompt_set, self.question_set
         official = prompts.official and questions.official
+        title = "DPG-Bench" if official else "DPG-Bench with other prompts or questions"
+        if self.images_per_prompt == 1:
+            title += f"{' with' if official else ' and'} 1 picture a prompt instead of 4"
         return {
-            "benchmark": "DPG-Bench" if official else "DPG-Bench with other prompts or questions",
+            "benchmark": title,
             "prompts": prompts.name,
             "prompts_sha256": prompts.sha256,
             "questions": questions.name,

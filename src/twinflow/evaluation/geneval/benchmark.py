@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Requirement, Scores, digest
+from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Requirement, Scores, digest
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.geneval.colors import ClipColors, check_activation, clip_name
 from twinflow.evaluation.geneval.detector import (
@@ -77,17 +77,20 @@ class GenEvalBenchmark(Benchmark):
     def prepare(self, folder: Path) -> None:
         self.suite.prepare(folder)
 
-    def score(self, folder: Path, *, keep: Path | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
         keep = keep or folder
         detector, colors = self.detector, self.colors  # here, before their files are told apart
         kept = KeptRows(keep / KEPT, pictures=folder, judges=self._judges())
-        report = self.suite.score(folder, detector=detector, colors=colors, done=kept.read(), keep=kept.add)
+        report = self.suite.score(
+            folder, detector=detector, colors=colors, done=kept.read(), keep=kept.add, progress=progress
+        )
         report.write_jsonl(keep / RESULTS)
         official = report.official
         return Scores(
             overall=official.overall,
             overall_error=official.overall_error,
             strict=report.strict.overall,
+            strict_error=report.strict.overall_error,
             tasks=dict(official.tasks),
             task_images={task: proportion.total for task, proportion in official.by_task.items()},
             findings=[finding(row) for row in report.rows],

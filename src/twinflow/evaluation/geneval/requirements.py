@@ -36,7 +36,7 @@ def requirements() -> tuple[Requirement, ...]:
             name="detector (alternative)",
             what="the same architecture from Meta's training run: other decisions, so results carry its name",
             size="about 275 MB",
-            licence="see the model card",
+            licence="not known here (its card on the hub says)",
             source=HF_DETECTOR,
             option="detector",
             optional=True,

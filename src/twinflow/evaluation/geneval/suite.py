@@ -28,6 +28,8 @@ from twinflow.evaluation.scoring import (
     summarize,
 )
 
+OFFICIAL_IMAGES = 4  # of a prompt
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptWork:
@@ -66,6 +68,7 @@ class GenEvalReport:
             overall=self.official.overall,
             overall_error=self.official.overall_error,
             strict=self.strict.overall,
+            strict_error=self.strict.overall_error,
             tasks=dict(self.official.tasks),
             **more,
         )
@@ -79,7 +82,7 @@ class GenEval:
     """
 
     metadata: str | Path | PromptFile | None = None
-    images_per_prompt: int = 4
+    images_per_prompt: int = OFFICIAL_IMAGES
     seed_mode: SeedMode = "image"
     seed: int = 0
 
@@ -132,24 +135,28 @@ class GenEval:
         """Score a folder in the official layout, whoever made it; an incomplete one is a TwinflowError.
 
         ``done`` are rows of the same folder that were scored before and are taken as they are (a broken-off
-        evaluation's); ``keep`` is called with every other one as soon as it is there. ``colors`` may be None only
-        where no prompt asks for a colour.
+        evaluation's); ``keep`` is called with every other one as soon as it is there, and ``progress`` with the
+        number of pictures that are done, first of those. ``colors`` may be None only where no prompt asks for a
+        colour.
         """
         images = find_images(folder, self.prompt_file, images_per_prompt=self.images_per_prompt)
-        before = {row.filename: row for row in done}
+        wanted = {image.filename: image.metadata for image in images}
+        before = {row.filename: row for row in done if wanted.get(row.filename) == row.metadata}
         self._check_colors(colors)
+        count, progress = len(before), progress or (lambda done, total: None)
+        progress(count, len(images))
         rows = []
-        for count, image in enumerate(images, start=1):
+        for image in images:
             row = before.get(image.filename)
-            if row is None or row.metadata != image.metadata:
+            if row is None:
                 row = score_image(
                     image.path, image.metadata, detector=detector, colors=colors, filename=image.filename
                 )
                 if keep is not None:
                     keep(row)
-            rows.append(row)
-            if progress is not None:
+                count += 1
                 progress(count, len(images))
+            rows.append(row)
         names = {"detector": detector.name, "colors": colors.name if colors else "none"}
         return self.report(rows, **names)
 
@@ -175,11 +182,20 @@ class GenEval:
             protocol={**self.protocol(), **protocol},
         )
 
+    @property
+    def title(self) -> str:
+        """GenEval's name alone for its 553 prompts with four pictures each; else with what is not so."""
+        other = "" if self.prompt_file.official else " with other prompts"
+        if self.images_per_prompt == OFFICIAL_IMAGES:
+            return f"GenEval{other}"
+        count = f"{self.images_per_prompt} picture{'' if self.images_per_prompt == 1 else 's'} a prompt"
+        return f"GenEval{other}{' and' if other else ' with'} {count} instead of {OFFICIAL_IMAGES}"
+
     def protocol(self) -> dict[str, str | int | float]:
         """What a reader needs to compare the numbers, or to refuse to."""
         prompts = self.prompt_file
         return {
-            "benchmark": "GenEval" if prompts.official else "GenEval with other prompts",
+            "benchmark": self.title,
             "prompts": prompts.name,
             "prompts_sha256": prompts.sha256,
             "images_per_prompt": self.images_per_prompt,
