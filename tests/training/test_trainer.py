@@ -248,7 +248,7 @@ class Loads(ast.NodeVisitor):
 # GenEval's detector and HPSv2.1 are published as pickled checkpoints. torch reads nothing but tensors and plain
 # containers from them (weights_only), and only when the user names such a file.
 PUBLISHED_CHECKPOINTS = {
-    "evaluation/geneval/convert.py": ["pickle", "torch.load(path, map_location='cpu', weights_only=True)"],
+    "evaluation/weights_file.py": ["pickle", "torch.load(file, map_location='cpu', weights_only=True)"],
 }
 
 

@@ -13,9 +13,13 @@ from torch import Tensor
 from twinflow.errors import TwinflowError
 
 
-def read_weights(file: str | Path, *, what: str) -> dict[str, Tensor]:
-    """The state dict of a ``.safetensors``, or of a ``.pt`` or ``.pth`` of tensors alone; ``what`` it should be is
-    for the ``TwinflowError``."""
+def read_weights(
+    file: str | Path, *, what: str, remedy: str = "Give a .safetensors, or a .pth of tensors alone."
+) -> dict[str, Tensor]:
+    """The state dict of a ``.safetensors``, or of a ``.pt`` or ``.pth`` of tensors alone (``weights_only``).
+
+    ``TwinflowError`` with the ``remedy`` if it can't be read as the weights of ``what``.
+    """
     file = Path(file)
     try:
         if file.suffix == ".safetensors":
@@ -23,8 +27,8 @@ def read_weights(file: str | Path, *, what: str) -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise TwinflowError(
-            f"{file} can't be read as the weights of {what} ({type(error).__name__}: {str(error)[:120]}): give a "
-            ".safetensors, or a .pth of tensors alone, since no pickled code is run"
+            f"{file} can't be read as the weights of {what}, and twinflow runs no pickled code "
+            f"({type(error).__name__}). {remedy}"
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}

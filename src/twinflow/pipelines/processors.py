@@ -60,7 +60,10 @@ def parts_without_torchvision(path_or_id: str) -> dict[str, Any]:
         return {}
     from diffusers import DiffusionPipeline
 
-    index = DiffusionPipeline.load_config(path_or_id)
+    try:
+        index = DiffusionPipeline.load_config(path_or_id)
+    except Exception:  # opening it says what is wrong
+        return {}
     named = {
         name: getattr(transformers, str(part[1]), None)
         for name, part in index.items()

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
 from twinflow.evaluation.geneval.detector import PROVENANCE_FILE
 from twinflow.evaluation.geneval.requirements import MMDET_SHA256_START, MMDET_URL
+from twinflow.evaluation.weights_file import read_weights
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
@@ -219,22 +218,14 @@ def convert_model(state: Mapping[str, Tensor]) -> Mask2FormerForUniversalSegment
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` file, read without running any code that it may contain (``weights_only``)."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise TwinflowError(f"there is no checkpoint {path}; GenEval's is {MMDET_URL}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise TwinflowError(
-            f"{path} can't be read as plain weights, and twinflow runs no pickled code ({type(error).__name__}). Is it "
-            f"complete, and GenEval's ({MMDET_URL})? Where you trust the file, "
-            "load it yourself and give its state dict to twinflow.evaluation.geneval.convert_model."
-        ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise TwinflowError(f"{path} holds no state dict")
-    return tensors
+    """The tensors of a ``.pth`` file, read without running any code that it may contain."""
+    if not Path(path).exists():
+        raise TwinflowError(f"there is no checkpoint {path}; GenEval's is {MMDET_URL}")
+    remedy = (
+        f"Is it complete, and GenEval's ({MMDET_URL})? Where you trust the file, load it yourself and give its state "
+        "dict to twinflow.evaluation.geneval.convert_model."
+    )
+    return read_weights(path, what="mmdet's Mask2Former", remedy=remedy)
 
 
 def convert_checkpoint(path: str | Path, output: str | Path) -> str:
