@@ -260,15 +260,9 @@ def test_three_processes_go_on_where_two_were_stopped_and_end_with_the_bytes_tha
     sampler, folder = model.sampler(2, None), tmp_path / "three" / "base_nfe2"
     draw_pictures(model, BENCHMARK.pictures, sampler, tmp_path / "one", batch=2)
     for rank in range(2):  # both stop at their second block, before they meet
+        place, stopped = Processes(rank=rank, world_size=2), Counting(model, stop_after=2)
         with pytest.raises(KeyboardInterrupt):
-            draw_pictures(
-                Counting(model, stop_after=2),
-                BENCHMARK.pictures,
-                sampler,
-                folder,
-                batch=2,
-                place=Processes(rank=rank, world_size=2),
-            )
+            draw_pictures(stopped, BENCHMARK.pictures, sampler, folder, batch=2, place=place)
     before = {name: (folder / name).stat().st_mtime_ns for name in pictures_in(folder)}
     assert sorted(before) == [f"{i:05}.png" for i in range(4)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone"]
@@ -281,13 +275,9 @@ def test_three_processes_go_on_where_two_were_stopped_and_end_with_the_bytes_tha
         "--images-per-task=2",
         "--batch=2",
     ]
-    run = subprocess.Popen(
-        [*command, f"--output={tmp_path / 'three'}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    command.append(f"--output={tmp_path / 'three'}")
+    pipe, env = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
     try:
         said, complaint = run.communicate(timeout=300)
     finally:

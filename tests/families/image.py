@@ -10,8 +10,6 @@ import diffusers
 from PIL import Image
 from transformers import (
     CLIPTextModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -148,30 +146,6 @@ def sana() -> Any:
     )
 
 
-def _qwen_encoder(tokenizer: Any) -> Any:
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_scaling": rope,
-        "rope_theta": 1e6,
-    }
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in (
-            ("image", "image_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
-
-
 def _qwen_parts(**transformer: Any) -> dict[str, Any]:
     tokenizer = parts.qwen_tokenizer()
     return {
@@ -203,7 +177,7 @@ def _qwen_parts(**transformer: Any) -> dict[str, Any]:
             latents_mean=[0.1, -0.2, 0.3, 0.0],
             latents_std=[1.3, 0.7, 1.1, 2.0],
         ),
-        "text_encoder": _qwen_encoder(tokenizer),
+        "text_encoder": parts.qwen_encoder(tokenizer),
         "tokenizer": tokenizer,
     }
 

@@ -14,8 +14,8 @@ from twinflow import hub
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline
 from twinflow.pipelines.absent import absent_transformer
-from twinflow.pipelines.any_step import BRANCH_FILE, CONFIG_FILE
-from twinflow.pipelines.checkpoint import load_stock
+from twinflow.pipelines.checkpoint import BRANCH_FILE, load_stock
+from twinflow.pipelines.model_name import CONFIG_FILE
 
 from .tiny import PROMPTS, copy_of, latents, train_branch
 

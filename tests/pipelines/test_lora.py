@@ -11,8 +11,9 @@ from twinflow.errors import TwinflowError
 from twinflow.objectives import TwinFlow
 from twinflow.pipelines import LoraSettings
 from twinflow.pipelines import target_time as tt
-from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, LORA_FILE
+from twinflow.pipelines.checkpoint import BRANCH_FILE, LORA_FILE
 from twinflow.pipelines.lora import FACTORS, lora_layers, name_pattern
+from twinflow.pipelines.model_name import CONFIG_FILE
 from twinflow.recipes.sections import Ema
 from twinflow.training.averages import Averages
 

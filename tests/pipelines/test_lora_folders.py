@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from families import FAMILIES
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
-from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, LORA_FILE
+from twinflow.pipelines.checkpoint import BRANCH_FILE, LORA_FILE
 from twinflow.pipelines.lora import lora_layers
+from twinflow.pipelines.model_name import CONFIG_FILE
 
 from .driven import noise
 from .loras import SETTINGS, R, T, train_lora, trained

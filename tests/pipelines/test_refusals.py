@@ -12,7 +12,7 @@ from PIL import Image
 from families import FAMILIES
 from twinflow.errors import TwinflowError
 from twinflow.pipelines import AnyStepPipeline, Condition
-from twinflow.pipelines.wiring import check_kind
+from twinflow.pipelines.kind import check_kind
 
 from .driven import PROMPTS, opened
 

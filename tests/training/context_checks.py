@@ -13,7 +13,7 @@ from together import take_part
 from twinflow.training import Trainer
 from twinflow.training.shards import local
 
-from .parallel_checks import STEPS, AsProcesses, Recording, built, outcome, recipe
+from .parallel_runs import STEPS, AsProcesses, Recording, built, outcome, recipe
 from .test_families import Noises, opened
 
 # What is trained, of which family, and how its processes are laid out. The layouts of a variant have one oracle.

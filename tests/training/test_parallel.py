@@ -25,7 +25,7 @@ from twinflow.training.processes import Processes
 from twinflow.training.run_folder import RunFolder
 from twinflow.training.sharded_checkpoint import read_whole
 
-from .parallel_checks import BF16, ON_SLICES, STEPS, one_process, recipe, several
+from .parallel_runs import BF16, ON_SLICES, STEPS, one_process, recipe, several
 from .tiny import Colors, TinyPipeline, tiny_recipe
 
 # Unit roundoff of fp32 is 6e-8. Sums of up to 2**9 terms in another order give gradients, losses and norms that differ

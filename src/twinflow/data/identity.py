@@ -23,7 +23,8 @@ from twinflow.data.shards import local_files, open_table, saved_files
 from twinflow.data.table import Columns, RowReader
 from twinflow.errors import TwinflowError
 from twinflow.hub import hub_or_cache
-from twinflow.pipelines.checkpoint import Manifest, check_name
+from twinflow.pipelines.checkpoint import Manifest
+from twinflow.pipelines.model_name import check_name
 
 # Parts of a pipeline that training changes, or that have no say in what is encoded.
 TRAINED = ("transformer", "transformer_2", "scheduler")

@@ -17,9 +17,12 @@ from typing import Any
 from twinflow.evaluation.pictures import Picture, check_folder
 from twinflow.evaluation.results import Metric
 
-Progress = Callable[
-    [int, int], None
-]  # told how many pictures are done, of how many; first those that were done before
+# Told how many pictures are done, of how many; first those that were done before.
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """The progress of those who don't ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class Benchmark(ABC):
         """JSON values by name, such as the hash of the prompts, the detector and its weights."""
 
     @abstractmethod
-    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress = silent) -> Scores:
         """Scores of the pictures in ``folder``, which are all there.
 
         Files of rows and answers go into ``keep``, which is ``folder`` unless said: a folder of others may have files
@@ -119,7 +122,7 @@ class Measure(ABC):
         pictures: Sequence[Picture],
         *,
         cache: Path,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Metric]:
         """By name. ``cache``: a folder for features, which a later call may use again."""
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import digest
+from twinflow.evaluation.benchmark import Progress, digest, silent
 from twinflow.evaluation.models import Model
 from twinflow.evaluation.pictures import Picture, check_folder, key_of, pictures_in, save_picture
 from twinflow.evaluation.ranks import gather_objects
@@ -26,7 +26,6 @@ from twinflow.training.processes import Processes
 
 RECORD = "drawing.json"
 FULL_BLOCK = 64 * 64 * 64  # pixels of a block, so that small pictures share a network call
-Progress = Callable[[int], None]  # told how many of this process's pictures are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def draw_pictures(
     batch: int = 1,
     also: Collection[str] = (),
     place: Processes | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Drawing:
     """Draw what ``folder`` lacks of ``pictures``. Returns in every process when all are there.
 
@@ -71,14 +70,14 @@ def draw_pictures(
     mine = [*zip(blocks, keys)][place.rank :: place.world_size]
     lacking = [[p for p in block if key_of(folder / p.file) != key] for block, key in mine]
     done = sum(len(block) for (block, _), missing in zip(mine, lacking) if not missing)
-    progress = progress or (lambda done: None)
-    progress(done)
+    total = sum(len(block) for block, _ in mine)  # of this process
+    progress(done, total)
     timed = []
     for (block, key), missing in zip(mine, lacking):
         if missing:
             timed.append((len(block), _draw_block(model, block, sampler, folder, key, missing)))
             done += len(block)
-            progress(done)
+            progress(done, total)
     # The first block of a process warms it up: it counts only where there is no other.
     timed = timed[1:] or timed
     gathered = [entry for entries in gather_objects(place, timed) for entry in entries]

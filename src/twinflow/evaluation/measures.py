@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Measure, Progress, digest
+from twinflow.evaluation.benchmark import Measure, Progress, digest, silent
 from twinflow.evaluation.clip_scores import ClipScorer
 from twinflow.evaluation.diversity import seed_diversity, vendi_score
 from twinflow.evaluation.extractors import FeatureExtractor, extractor_hash, open_extractor
@@ -26,10 +26,6 @@ from twinflow.evaluation.results import Metric
 from twinflow.evaluation.sharpness import contrast, sharpness
 
 NORMAL_95 = 1.959964
-
-
-def _silent(done: int, total: int) -> None:
-    """The progress of those who don't ask for it."""
 
 
 def mean_metric(values: Tensor, title: str, better: str = "", digits: int = 2) -> Metric:
@@ -54,13 +50,13 @@ class Sharpness(Measure):
         pictures: Sequence[Picture],
         *,
         cache: Path,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Metric]:
         found, done = [], 0
         for pixels in read_pixels(folder, pictures):
             found.append((sharpness(pixels), contrast(pixels)))
             done += len(pixels)
-            (progress or _silent)(done, len(pictures))
+            progress(done, len(pictures))
         sharp, rms = (torch.cat(parts) for parts in zip(*found))
         return {
             "sharpness": mean_metric(sharp, "Sharpness", digits=3),
@@ -98,10 +94,10 @@ class SeedDiversity(Measure):
         pictures: Sequence[Picture],
         *,
         cache: Path,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Metric]:
         bank = FeatureBank(folder, pictures, self.extractor, cache=cache)
-        bank.compute(progress or _silent)
+        bank.compute(progress)
         values = bank.features()
         prompts = [picture.prompt for picture in pictures]
         found = seed_diversity(values, prompts, distance=self.distance)
@@ -177,7 +173,7 @@ class Distribution(Measure):
         pictures: Sequence[Picture],
         *,
         cache: Path,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Metric]:
         drawn, real_bank = FeatureBank(folder, pictures, self.extractor, cache=cache), None
         if self.reference.is_dir():
@@ -185,10 +181,10 @@ class Distribution(Measure):
                 self.reference, self.pictures, self.extractor, cache=cache.parent / "reference"
             )
             total = len(real_bank) + len(drawn)
-            real_bank.compute(progress or _silent, total=total)
-            drawn.compute(progress or _silent, before=len(real_bank), total=total)
+            real_bank.compute(progress, total=total)
+            drawn.compute(progress, before=len(real_bank), total=total)
         else:
-            drawn.compute(progress or _silent)
+            drawn.compute(progress)
         title = "FID" if self.extractor.name.startswith("inception") else "Fréchet"
         statistics = drawn.statistics()
         statistics.save(cache / "statistics.safetensors")
@@ -226,18 +222,18 @@ class PromptScore(Measure):
         pictures: Sequence[Picture],
         *,
         cache: Path,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> dict[str, Metric]:
         parts = [pictures[first : first + SHARD] for first in range(0, len(pictures), SHARD)]
         files = [cache / f"{self._key(folder, part)}.safetensors" for part in parts]
         done = sum(len(part) for part, file in zip(parts, files) if file.is_file())
-        (progress or _silent)(done, len(pictures))
+        progress(done, len(pictures))
         values = []
         for part, file in zip(parts, files):
             new = 0 if file.is_file() else len(part)
 
             def tell(count: int, before: int = done) -> None:
-                (progress or _silent)(before + count, len(pictures))
+                progress(before + count, len(pictures))
 
             values.append(once(file, partial(self._scores, folder, part, tell)))
             done += new

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Progress, Scores, prompts_hash
+from twinflow.evaluation.benchmark import Benchmark, Progress, Scores, prompts_hash, silent
 from twinflow.evaluation.pictures import Picture
 
 
@@ -39,7 +39,7 @@ class PromptFile(Benchmark):
             "seed": self.seed,
         }
 
-    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress = silent) -> Scores:
         return Scores()
 
 

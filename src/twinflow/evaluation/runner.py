@@ -16,10 +16,11 @@ from typing import Any
 from twinflow.errors import TwinflowError, check_place
 from twinflow.evaluation.benchmark import Benchmark, Finding, Measure, Scores, digest
 from twinflow.evaluation.drawing import RECORD, default_batch, draw_pictures
+from twinflow.evaluation.findings import failure, sample, spread
 from twinflow.evaluation.fingerprint import weights_hash
 from twinflow.evaluation.model_names import ModelName
 from twinflow.evaluation.models import AnyStepModel, Model, open_model
-from twinflow.evaluation.pictures import check_folder, pictures_in, read_picture
+from twinflow.evaluation.pictures import check_folder, pictures_in
 from twinflow.evaluation.progress import bar
 from twinflow.evaluation.protocols import comparable, make_way, run_facts, take_late, times_note
 from twinflow.evaluation.ranks import processes
@@ -147,7 +148,7 @@ class Evaluation:
                 batch=self.batch or default_batch(model),
                 also=benchmark.derived,
                 place=place,
-                progress=lambda done: update(done * place.world_size, total),
+                progress=lambda done, _: update(done * place.world_size, total),
             )
         if place.is_main:
             row = EvaluationRow(
@@ -225,9 +226,9 @@ class Evaluation:
                     for p in benchmark.pictures
                     if (pictures / p.file).is_file()  # others may have grids alone
                 ]
-            row.samples = [_sample(f, prefix) for f in spread(scores.findings, SHOWN)]
+            row.samples = [sample(f, prefix) for f in spread(scores.findings, SHOWN)]
             wrong = [f for f in scores.findings if f.correct is False]
-            row.failures = [_failure(f, prefix, pictures) for f in spread(wrong, FAILURES)]
+            row.failures = [failure(f, prefix, pictures) for f in spread(wrong, FAILURES)]
             if pictures != home / prefix:  # of others: the page needs its own copies
                 for entry in [*row.samples, *row.failures]:
                     copy = home / entry["file"]
@@ -252,28 +253,6 @@ def _with_scores(row: EvaluationRow, scores: Scores) -> EvaluationRow:
 def _record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def spread(findings: Sequence[Finding], count: int) -> list[Finding]:
-    """``count`` of them at even distances: benchmarks go task by task, and each should be seen."""
-    total = len(findings)
-    return (
-        [findings[i * total // count] for i in range(min(count, total))] if total > count else list(findings)
-    )
-
-
-def _sample(finding: Finding, prefix: str) -> dict[str, Any]:
-    return {"prompt": finding.prompt, "file": f"{prefix}/{finding.file}", "correct": finding.correct}
-
-
-def _failure(finding: Finding, prefix: str, pictures: Path) -> dict[str, Any]:
-    size = read_picture(pictures / finding.file).size
-    entry = _sample(finding, prefix) | {"reason": finding.reason, "size": list(size)}
-    if finding.score is not None:
-        entry["score"] = finding.score
-    if finding.boxes is not None:
-        entry["boxes"] = [{"label": name, "box": box, "score": sure} for name, box, sure in finding.boxes]
-    return entry
 
 
 def evaluate_pipeline(

@@ -14,7 +14,7 @@ from torch import Tensor
 from twinflow.data.shapeworld import Level, draw_scene, get_level, held_out
 from twinflow.data.shapeworld.captions import Caption
 from twinflow.data.shapeworld.dataset import EVAL_STREAM, ShapeWorldDataset
-from twinflow.evaluation.benchmark import Progress
+from twinflow.evaluation.benchmark import Progress, silent
 from twinflow.evaluation.detector import ShapeDetector
 from twinflow.evaluation.diversity import Box, layout_diversity
 from twinflow.evaluation.results_file import read_results, write_results
@@ -80,7 +80,7 @@ def score_images(
     *,
     detector: ShapeDetector | None = None,
     filenames: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Score pictures (N, 3, size, size) in [-1, 1], each against its caption.
 
@@ -103,8 +103,7 @@ def score_images(
         found = detector.detect(image)
         verdict = score_detections(found, caption)
         rows.append(ImageResult(filename=name, metadata=caption, verdict=verdict, detections=found))
-        if progress is not None:
-            progress(len(rows), len(captions))
+        progress(len(rows), len(captions))
     return report(rows, world)
 
 

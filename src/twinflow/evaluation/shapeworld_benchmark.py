@@ -9,7 +9,7 @@ import torch
 
 from twinflow.data.shapeworld import Level, evaluation_suite, get_level
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Scores, prompts_hash
+from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Scores, prompts_hash, silent
 from twinflow.evaluation.detector import ShapeDetector
 from twinflow.evaluation.pictures import Picture, read_picture, to_pixels
 from twinflow.evaluation.results import Metric
@@ -54,7 +54,7 @@ class ShapeWorldBenchmark(Benchmark):
             "detector": "ShapeWorld pixel verifier 1",
         }
 
-    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress = silent) -> Scores:
         side = self.level.size
         pixels = []
         for picture in self.pictures:

@@ -18,7 +18,8 @@ from twinflow.export.stock import (
     stock_copy,
 )
 from twinflow.pipelines import target_time as tt
-from twinflow.pipelines.any_step import AnyStepPipeline, save_stock
+from twinflow.pipelines.any_step import AnyStepPipeline
+from twinflow.pipelines.checkpoint import save_stock
 from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.lora import has_lora, merge_lora
 

@@ -28,8 +28,9 @@ from twinflow.hub import hub_or_cache
 from twinflow.pipelines import lora
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.any_step import AnyStepPipeline
-from twinflow.pipelines.checkpoint import CONFIG_FILE, INDEX_FILE, LORA_PREFIX, METADATA_KEY, check_name
+from twinflow.pipelines.checkpoint import LORA_PREFIX, METADATA_KEY
 from twinflow.pipelines.exported import Exported
+from twinflow.pipelines.model_name import CONFIG_FILE, INDEX_FILE, check_name
 from twinflow.tensor_files import save_tensors
 
 FILES = {"diffusers": "pytorch_lora_weights.safetensors", "comfyui": "comfyui_lora.safetensors"}

@@ -18,7 +18,7 @@ from twinflow.export.single_file import to_single_file
 from twinflow.export.slim import to_slim
 from twinflow.export.stock import schedule_of
 from twinflow.pipelines import AnyStepPipeline
-from twinflow.pipelines.checkpoint import check_name
+from twinflow.pipelines.model_name import check_name
 from twinflow.quantities import parameters
 
 FORMATS = ("diffusers", "lora", "comfyui-lora", "single-file", "slim")

@@ -16,7 +16,7 @@ from twinflow.errors import TwinflowError
 from twinflow.pipelines import checkpoint, lora, reach
 from twinflow.pipelines import target_time as tt
 from twinflow.pipelines.absent import Together, absent_transformer, opened_together
-from twinflow.pipelines.checkpoint import BRANCH_FILE, CONFIG_FILE, Manifest, save_stock
+from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.condition import Condition
 from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.families import adapter_for
@@ -26,8 +26,6 @@ from twinflow.pipelines.lora import LoraSettings
 from twinflow.pipelines.network import AnyStepNetwork
 from twinflow.pipelines.quantise import Kind, check_library, quantise
 from twinflow.pipelines.slim import load_slim_stock
-
-__all__ = ["BRANCH_FILE", "CONFIG_FILE", "AnyStepNetwork", "AnyStepPipeline", "save_stock"]
 
 
 class AnyStepPipeline:
@@ -51,12 +49,12 @@ class AnyStepPipeline:
         # What an export says of itself: it draws in one number of steps, and is not trained on.
         self.exported = Exported.of_scheduler(getattr(getattr(pipe, "scheduler", None), "config", {}))
         if self.exported is not None and target_time:
-            raise TwinflowError(self.exported.refusal(name or "this pipeline"))
+            self.exported.refuse(name)
         self.adapter = adapter_for(pipe, fold_padding=fold_padding, call=call)
         if self.exported is None and not tt.has_target_time(pipe.transformer):
             self.exported = Exported.of_weights(pipe.transformer, self.adapter.wiring.time_path.mlp)
             if self.exported is not None and target_time:
-                raise TwinflowError(self.exported.refusal(name or "this pipeline"))
+                self.exported.refuse(name)
         if target_time and not tt.has_target_time(pipe.transformer):
             path = self.adapter.wiring.time_path
             tt.attach_target_time(pipe.transformer, path=path, fake_time=fake_time)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -97,6 +97,10 @@ class Exported:
         except (OSError, ValueError):  # of no pipeline, or a broken one, of which whoever opens it speaks
             return None
         return cls.of_scheduler(config) if isinstance(config, dict) else None
+
+    def refuse(self, name: str | None) -> NoReturn:
+        """:class:`TwinflowError` to someone who wants to train the pipeline ``name``."""
+        raise TwinflowError(self.refusal(name or "this pipeline"))
 
     def refusal(self, folder: str | Path, *, one_file: bool = False) -> str:
         """What to say to someone who wants to train it, or to draw with an exported LoRA or a single file."""

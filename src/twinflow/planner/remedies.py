@@ -8,10 +8,20 @@ from dataclasses import dataclass, replace
 from twinflow.errors import TwinflowError
 from twinflow.pipelines.context import divisible
 from twinflow.pipelines.quantise import Kind
+from twinflow.planner.changes import (
+    for_shards,
+    in_one_piece,
+    shardable,
+    to_batch,
+    to_context,
+    to_optimizer,
+    to_quantised,
+    to_shards,
+)
 from twinflow.planner.plan import Plan
 from twinflow.planner.planner import Planner
 from twinflow.planner.setup import Setup
-from twinflow.recipes.sections import Lora, Parallel
+from twinflow.recipes.sections import Lora
 
 _MOST_GPUS = 64
 
@@ -157,7 +167,7 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             Remedy(
                 overrides=f"optimizer.name={name}",
                 costs=costs,
-                change=_to_optimizer(name),
+                change=to_optimizer(name),
             )
             for name, costs in (
                 ("adamw8bit", "moments in 8 bits"),
@@ -192,7 +202,7 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
         yield Remedy(
             overrides=f"train.batch={batch}",
             costs="fewer rows a step",
-            change=_to_batch(batch),
+            change=to_batch(batch),
         )
     heads = planner.backbone.config.get("num_attention_heads")
     context = start.parallel.context
@@ -202,7 +212,7 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
             yield Remedy(
                 overrides=f"parallel.context={context}",
                 costs="fewer rows a step, and traffic in each attention",
-                change=_to_context(context),
+                change=to_context(context),
             )
     gpus = plan.gpus
     while full and gpus < _MOST_GPUS:
@@ -210,9 +220,9 @@ def _candidates(planner: Planner, plan: Plan) -> Iterator[Remedy]:
         yield Remedy(
             overrides=f"--gpus {gpus}",
             costs="more GPUs",
-            change=_shardable,
+            change=shardable,
             gpus=gpus,
-            also=_more,
+            also=for_shards,
         )
     if full:
         yield Remedy(
@@ -230,83 +240,12 @@ def _of_a_base(plan: Plan) -> Iterator[Remedy]:
         yield Remedy(
             overrides="parallel.mode=shard",
             costs="traffic: blocks of the frozen base are put together from all GPUs",
-            change=_to_shards,
+            change=to_shards,
         )
     for kind, costs in _KINDS.items():
         yield Remedy(
-            overrides=f"model.quantize={kind}", costs=costs, change=_to_quantised(kind), also=_in_one_piece
+            overrides=f"model.quantize={kind}", costs=costs, change=to_quantised(kind), also=in_one_piece
         )
 
 
-def _to_shards(setup: Setup) -> Setup:
-    """A LoRA with its base in shards, which ``auto`` leaves whole."""
-    if setup.lora is None or _divided(setup):
-        return setup
-    return replace(setup, parallel=setup.parallel.model_copy(update={"mode": "shard"}))
-
-
-def _in_one_piece(setup: Setup) -> str:
-    """The overrides that undo what divides a base, as :func:`_to_quantised` does."""
-    undone = {"mode": "auto", "shard_size": "null", "cpu_offload": "false"} if _divided(setup) else {}
-    held = Parallel().model_dump()
-    differing = [key for key in undone if getattr(setup.parallel, key) != held[key]]
-    return " ".join(f"parallel.{key}={undone[key]}" for key in differing)
-
-
-def _divided(setup: Setup) -> bool:
-    return setup.parallel.mode in _DIVIDED
-
-
-_DIVIDED = ("shard", "hybrid")
-
-
 _KINDS: dict[Kind, str] = {"int8": "the frozen base in 8 bits", "nf4": "the frozen base in 4 bits"}
-
-
-def _to_quantised(kind: Kind) -> Callable[[Setup], Setup]:
-    """To ``kind``, if there is a LoRA and its base has more bits."""
-
-    def change(setup: Setup) -> Setup:
-        if setup.lora is None or setup.quantize in (kind, "nf4"):
-            return setup
-        if _divided(setup):
-            whole = {"mode": "auto", "shard_size": None, "cpu_offload": False}
-            setup = replace(setup, parallel=setup.parallel.model_copy(update=whole))
-        return replace(setup, quantize=kind)
-
-    return change
-
-
-_ORDER = ("adamw", "radam", "muon", "adamw8bit", "adamw4bit", "adafactor")
-
-
-def _to_optimizer(name: str) -> Callable[[Setup], Setup]:
-    """To the optimiser ``name``, if it keeps less than that of the setup."""
-
-    def change(setup: Setup) -> Setup:
-        if _ORDER.index(name) <= _ORDER.index(setup.optimizer.name):
-            return setup
-        return setup.with_optimizer(name=name)
-
-    return change
-
-
-def _shardable(setup: Setup) -> Setup:
-    """With shards, and an optimiser that works on slices."""
-    if setup.parallel.mode == "replicate":
-        setup = replace(setup, parallel=Parallel())
-    return setup.with_optimizer(name="adamw8bit") if setup.optimizer.name == "muon" else setup
-
-
-def _more(setup: Setup) -> str:
-    """What :func:`_shardable` changes, as overrides."""
-    mode = ["parallel.mode=auto"] if setup.parallel.mode == "replicate" else []
-    return " ".join(mode + (["optimizer.name=adamw8bit"] if setup.optimizer.name == "muon" else []))
-
-
-def _to_context(count: int) -> Callable[[Setup], Setup]:
-    return lambda setup: replace(setup, parallel=setup.parallel.model_copy(update={"context": count}))
-
-
-def _to_batch(batch: int) -> Callable[[Setup], Setup]:
-    return lambda setup: replace(setup, batch=batch)

@@ -20,6 +20,11 @@ class Saver:
     def __init__(self, folder: RunFolder, layout: Layout, processes: Processes, *, background: bool) -> None:
         self.folder, self.layout, self.processes = folder, layout, processes
         self._sharded: ShardedCheckpoints | None = None
+        self.notes: list[str] = []  # for the user
+        if background and not layout.sharded:
+            self.notes = [
+                "checkpoint.background: this run is not sharded, and waits while checkpoints are written"
+            ]
         if layout.sharded:
             self._sharded = ShardedCheckpoints(folder.checkpoints, processes, background=background)
 

@@ -113,7 +113,6 @@ class Trainer:
         self.device = first.device if not first.is_meta else cast(Any, self.pipe).device
         network.eval()  # dropout off: student and teacher are compared row by row
         self.layout = layout_of(recipe, self.objective, self.processes, self.device)
-        self.folder.check_shared(self._checkpoint, self.processes, sharded=self.layout.sharded)
         self.objective.set_shard(self.processes.data_rank, self.processes.data_count)
         if (sharing := self.processes.context) > 1:
             check_network(network, count=sharing)
@@ -186,10 +185,8 @@ class Trainer:
             sharing=sharing,
         )
         self.saver = Saver(self.folder, self.layout, self.processes, background=recipe.checkpoint.background)
-        if recipe.checkpoint.background and not self.layout.sharded:
-            self._display.line(
-                "checkpoint.background: this run is not sharded, and waits while checkpoints are written"
-            )
+        for line in self.saver.notes:
+            self._display.line(line)
         if self._checkpoint is not None:
             self.state.restore(self._checkpoint)
         self.processes.barrier()  # no one looks any more whether the folder is free

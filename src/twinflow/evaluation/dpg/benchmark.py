@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Metric, Progress, Requirement, Scores, digest
+from twinflow.evaluation.benchmark import (
+    Benchmark,
+    Finding,
+    Metric,
+    Progress,
+    Requirement,
+    Scores,
+    digest,
+    silent,
+)
 from twinflow.evaluation.dpg.answers import Answer, short_hash
 from twinflow.evaluation.dpg.findings import findings_of_grids, findings_of_pictures
 from twinflow.evaluation.dpg.grid import find_grids
@@ -95,7 +104,7 @@ class DPGBenchmark(Benchmark):
         file = folder / self._judge_path().removeprefix(IMPORT)
         return short_hash(file) if self._imports() and file.is_file() else ""
 
-    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress = silent) -> Scores:
         drawn = self._has_pictures(folder)
         if drawn:
             self.suite.assemble(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.benchmark import Progress, silent
 from twinflow.evaluation.dpg.answers import (
     Answer,
     answered,
@@ -137,7 +138,7 @@ class DPGBench:
         judge: Judge,
         answers: str | Path | None = None,
         resolution: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> DPGReport:
         """Ask the judge about every picture of every grid in ``folder``.
 
@@ -155,7 +156,6 @@ class DPGBench:
                 if before and all(_same(before.get(q.id), q, digest(item)) for q in asked):
                     known[item, picture] = [before[q.id] for q in asked]
         count, total = len(known), len(grids) * self.images_per_prompt
-        progress = progress or (lambda done, total: None)
         progress(count, total)
         said: list[Answer] = []
         for item, asked in questions.by_item.items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
-from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Requirement, Scores, digest
+from twinflow.evaluation.benchmark import Benchmark, Finding, Progress, Requirement, Scores, digest, silent
 from twinflow.evaluation.fingerprint import fingerprint, weights_name
 from twinflow.evaluation.geneval.colors import ClipColors, check_activation, clip_name
 from twinflow.evaluation.geneval.detector import (
@@ -77,7 +77,7 @@ class GenEvalBenchmark(Benchmark):
     def prepare(self, folder: Path) -> None:
         self.suite.prepare(folder)
 
-    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress | None = None) -> Scores:
+    def score(self, folder: Path, *, keep: Path | None = None, progress: Progress = silent) -> Scores:
         keep = keep or folder
         detector, colors = self.detector, self.colors  # here, before their files are told apart
         kept = KeptRows(keep / KEPT, pictures=folder, judges=self._judges())

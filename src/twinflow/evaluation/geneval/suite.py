@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from twinflow.errors import TwinflowError
+from twinflow.evaluation.benchmark import Progress, silent
 from twinflow.evaluation.geneval.colors import ColorClassifier
 from twinflow.evaluation.geneval.detector import ObjectDetector
 from twinflow.evaluation.geneval.folder import find_images, image_path, listed, write_metadata
@@ -130,7 +131,7 @@ class GenEval:
         colors: ColorClassifier | None,
         done: Iterable[ImageResult] = (),
         keep: Callable[[ImageResult], None] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> GenEvalReport:
         """Score a folder in the official layout, whoever made it; an incomplete one is a TwinflowError.
 
@@ -143,7 +144,7 @@ class GenEval:
         wanted = {image.filename: image.metadata for image in images}
         before = {row.filename: row for row in done if wanted.get(row.filename) == row.metadata}
         self._check_colors(colors)
-        count, progress = len(before), progress or (lambda done, total: None)
+        count = len(before)
         progress(count, len(images))
         rows = []
         for image in images:
