@@ -34,7 +34,8 @@ def test_a_folder_a_lora_and_one_file(checkpoint, tmp_path):
     assert "lost at rank 2" in run(
         checkpoint, tmp_path / "full", "--format", "comfyui-lora", "--base", checkpoint, "--rank", "2"
     )
-    run(checkpoint, tmp_path / "one.safetensors", "--format", "single-file")
+    one = run(checkpoint, tmp_path / "one.safetensors", "--format", "single-file")
+    assert "note: ComfyUI runs no Stable Diffusion 3 of these sizes" in one
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "lora", "full", "one.safetensors"}
     exported = AnyStepPipeline.from_pretrained(tmp_path / "folder", target_time=False)
     assert len(exported(PROMPTS[:1], nfe=2).images) == 1

@@ -19,6 +19,8 @@ from twinflow.cli.app import app
 from twinflow.errors import TwinflowError
 from twinflow.export import to_diffusers, to_lora
 from twinflow.export.card import write_lora_card
+from twinflow.export.comfyui_call import how_in_comfyui
+from twinflow.export.stock import schedule_of
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.pipelines.exported import Exported
 from twinflow.pipelines.generation import to_pil
@@ -140,6 +142,15 @@ def test_an_embedded_model_is_copied_once_and_by_its_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("nfe", range(1, 17))
+def test_comfyui_reads_the_very_times_of_the_fold(nfe):
+    """As its node does, by a pattern of plain decimals, into fp32 numbers."""
+    note = Exported(kind="lora", nfe=nfe, times=schedule_of(nfe), call={})
+    (text,) = re.findall(r"ManualSigmas `(.*?)`", how_in_comfyui(note, load="here"))
+    read = torch.tensor([float(word) for word in re.findall(r"[-+]?(?:\d*\.*\d+)", text)])
+    assert torch.equal(read, torch.tensor([*note.times, 0.0]))
+
+
 @pytest.mark.parametrize("is_an_input", [True, False])
 def test_comfyui_is_told_the_guidance_that_a_network_takes_as_input(tmp_path, is_an_input):
     """It has a default of its own, which need not be what was trained with; elsewhere CFG 1 says all."""
@@ -149,5 +160,5 @@ def test_comfyui_is_told_the_guidance_that_a_network_takes_as_input(tmp_path, is
         tmp_path, note, file=file, base=None, edits=False, video=False, guidance_is_an_input=is_an_input
     )
     card = (tmp_path / "README.md").read_text()
-    assert "CFG 1" in card
+    assert "CFGGuider, cfg 1;" in card
     assert ("FluxGuidance 2;" in card) == is_an_input

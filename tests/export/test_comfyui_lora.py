@@ -1,14 +1,18 @@
 """LoRA files with ComfyUI's names: what they add to the original weights is what training and bake did."""
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from families import FAMILIES
 from twinflow.export import to_lora
+from twinflow.export.comfyui_call import not_in_comfyui
 from twinflow.export.diffusers_folder import baked_stock
+from twinflow.export.layouts import LAYOUTS
 from twinflow.export.lora import Factors, comfyui_keys
-from twinflow.export.single_file import layout_of, original_parts, original_state_dict
+from twinflow.export.single_file import layout_of, original_state_dict
+from twinflow.pipelines import AnyStepPipeline
 
 from .all_families import draw, trained
 from .loras import CONVERTIBLE, adapted, note_of, stock_pictures
@@ -51,9 +55,7 @@ def test_factors_of_fused_weights_at_published_widths(name):
     }
     expected, made = original_state_dict(transformer, own), comfyui_keys(transformer, factors)
     for original, value in expected.items():
-        key = f"diffusion_model.{layout_of(transformer).in_comfyui(original) or original}".removesuffix(
-            ".weight"
-        )
+        key = f"diffusion_model.{layout_of(transformer).in_comfyui(original)[0]}".removesuffix(".weight")
         if f"{key}.lora_A.weight" in made:
             down, up = made[f"{key}.lora_A.weight"].double(), made[f"{key}.lora_B.weight"].double()
             torch.testing.assert_close((up @ down.sum(1))[:, None], value, rtol=1e-5, atol=1e-3)
@@ -106,7 +108,7 @@ def test_diffusers_reads_comfyuis_file(tmp_path, name):
 
 @pytest.mark.parametrize("name", CONVERTIBLE)
 def test_comfyuis_file_holds_all_that_was_trained(tmp_path, name):
-    """Biases, norms, tables and convolutions too, as ComfyUI adds them: to the weight that has the name."""
+    """Biases, norms, tables and convolutions too, as ComfyUI adds them: to the weight that has the name, or had it."""
     pipe = trained(name)
     with torch.no_grad():
         for i, parameter in enumerate(
@@ -118,10 +120,8 @@ def test_comfyuis_file_holds_all_that_was_trained(tmp_path, name):
     base = original_state_dict(FAMILIES[name].original.transformer)
     wanted = original_state_dict(baked_stock(pipe, nfe=4, exact_times=True)[0].transformer)
     used, far = set(), []
-    for original, value in base.items():
-        named = layout.in_comfyui(original)
-        if named is None:
-            continue
+    for original, named in [(o, n) for o in base for n in layout.in_comfyui(o)]:
+        value = base[original]
         module, _, kind = f"diffusion_model.{named}".rpartition(".")
         module = module if kind in ("weight", "bias") else f"diffusion_model.{named}"
         plain = f"{module}.diff_b" if kind == "bias" else f"{module}.diff"
@@ -135,7 +135,27 @@ def test_comfyuis_file_holds_all_that_was_trained(tmp_path, name):
             far.append(original)
     assert used == set(entries)
     assert not far
-    unsure = {part.name for original, parts in original_parts(FAMILIES[name].original.transformer).items()
-              if layout.in_comfyui(original) is None for part in parts}  # fmt: skip
-    assert set(made.left_out) == unsure
-    assert (made.lost < 1e-5) == (not unsure)
+    assert not made.left_out
+    assert made.lost < 1e-5
+
+
+def test_names_that_comfyui_has_changed_are_both_in_the_file():
+    flux, hunyuan = LAYOUTS["FluxTransformer2DModel"], LAYOUTS["HunyuanVideoTransformer3DModel"]
+    for layout, original, module in (
+        (flux, "double_blocks.0.img_attn.norm.query_norm.scale", "double_blocks.0.img_attn.norm.query_norm"),
+        (flux, "single_blocks.3.norm.key_norm.scale", "single_blocks.3.norm.key_norm"),
+        (hunyuan, "double_blocks.1.txt_attn_k_norm.weight", "double_blocks.1.txt_attn.norm.key_norm"),
+        (hunyuan, "single_blocks.0.q_norm.weight", "single_blocks.0.norm.query_norm"),
+    ):
+        assert layout.in_comfyui(original) == (f"{module}.weight", f"{module}.scale")
+
+
+def test_sizes_that_comfyuis_stable_diffusion_3_has():
+    with torch.device("meta"):
+        published = diffusers.SD3Transformer2DModel(
+            num_layers=24, attention_head_dim=64, num_attention_heads=24, in_channels=16, patch_size=2
+        )
+    assert not not_in_comfyui(published)
+    embedded = AnyStepPipeline.from_pretrained("shapeworld-tiny").pipe.transformer
+    assert "4 channels of latents for 16" in not_in_comfyui(embedded)
+    assert not not_in_comfyui(FAMILIES["qwen"].original.transformer)

@@ -86,6 +86,17 @@ def test_where_ltx_places_its_frames_is_in_the_metadata(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize("at_zero", [True, False])
+def test_where_qwen_shows_its_sources_is_a_name_in_the_file(tmp_path, at_zero):
+    """ComfyUI has no other sign of it; without, it shows an edit model of 2511 its sources at the wrong time."""
+    pipe = trained("qwen_edit")
+    assert pipe.pipe.transformer.config.zero_cond_t
+    pipe.pipe.transformer.register_to_config(zero_cond_t=at_zero)
+    to_single_file(pipe, tmp_path / "edit.safetensors", nfe=1)
+    with safe_open(tmp_path / "edit.safetensors", "pt") as stored:
+        assert ("__index_timestep_zero__" in stored.keys()) == at_zero  # noqa: SIM118 - a handle is no dict
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     file = tmp_path / "none.safetensors"
     with pytest.raises(TwinflowError, match=r"SANA's original file also holds y_embedder.y_embedding"):

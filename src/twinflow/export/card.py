@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from twinflow.assets import locate
+from twinflow.export.comfyui_call import decimal, how_in_comfyui
 from twinflow.export.stock import is_picture
 from twinflow.pipelines.checkpoint import Manifest
 from twinflow.pipelines.exported import STEPS_KEY, UNSHIFTED, Exported
@@ -47,13 +48,8 @@ def write_lora_card(
     or a folder; None if that has no name. ``guidance_is_an_input``: of the network, which ComfyUI's own node sets.
     """
     if file.startswith("comfyui"):
-        times = ", ".join(f"{time:.4g}" for time in (*exported.times, 0))
-        given = exported.call.get("guidance_scale")
-        guidance = f" FluxGuidance {given:g};" if guidance_is_an_input and given is not None else ""
-        code = (
-            f"ComfyUI: load LoRA, strength 1; CFG 1;{guidance} sigmas {times}; "
-            "sampler: lcm (fresh noise at each step)."
-        )
+        load = "LoraLoaderModelOnly, strength 1"
+        code = how_in_comfyui(exported, load=load, guidance_is_an_input=guidance_is_an_input)
     else:
         stock, how = _stock_base(base)
         settings = {name: exported.scheduler[name] for name in STEPPING if name in exported.scheduler}
@@ -141,7 +137,7 @@ numbers of steps, another scheduler or guidance on top give worse pictures. {RE_
 
 - base model: `{exported.base or "unknown"}`
 - made by: twinflow {exported.twinflow}, {how} for the times
-  {", ".join(f"{time:.4g}" for time in exported.times)} (relative residual {exported.residual:.1e})
+  {", ".join(map(decimal, exported.times))} (relative residual {exported.residual:.1e})
 - stock classes and weights of diffusers; no code of twinflow is needed to run it
 - it is no base for further training: train the checkpoint that it was exported from
 

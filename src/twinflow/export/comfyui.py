@@ -49,8 +49,7 @@ def comfyui_keys(transformer: Any, factors: Mapping[str, Factors]) -> dict[str, 
         for part, own in touched:
             up[part.rows, column : column + len(own.down)] = own.up.cpu()
             column += len(own.down)
-        name = layout.in_comfyui(original)
-        assert name is not None, original  # that of every matrix is known
+        (name,) = layout.in_comfyui(original)  # its versions differ in those of norms alone
         key = f"diffusion_model.{name.removesuffix('.weight')}"
         # Without an alpha the scale is 1. ComfyUI knows these names as well as lora_down and lora_up.
         weights[f"{key}.lora_A.weight"] = down.float().cpu().contiguous()
@@ -68,17 +67,18 @@ def comfyui_differences(
     held: set[str] = set()
     layout = layout_of(transformer)
     for original, parts in original_parts(_without_adapters(transformer)).items():
-        touched, name = [part for part in parts if part.name in changes], layout.in_comfyui(original)
-        if not touched or name is None:
+        touched = [part for part in parts if part.name in changes]
+        if not touched:
             continue
         first = changes[touched[0].name]
         whole = torch.zeros(sum(len(part.rows) for part in parts), *first.shape[1:])
         for part in touched:
             whole[part.rows] = changes[part.name].float().cpu()
-        if name.endswith(".bias"):
-            weights[f"diffusion_model.{name.removesuffix('.bias')}.diff_b"] = whole
-        else:
-            weights[f"diffusion_model.{name.removesuffix('.weight')}.diff"] = whole
+        for name in layout.in_comfyui(original):
+            if name.endswith(".bias"):
+                weights[f"diffusion_model.{name.removesuffix('.bias')}.diff_b"] = whole.clone()
+            else:
+                weights[f"diffusion_model.{name.removesuffix('.weight')}.diff"] = whole.clone()
         held.update(part.name for part in touched)
     return weights, held
 

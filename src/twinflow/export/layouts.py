@@ -15,23 +15,23 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """``names``: (pattern, replacement) by regular expressions, each applied once, in order. ``comfyui``: likewise from
-    the original names to those that ComfyUI gives the weights as it loads such a file, but of those that
-    ``unsure`` matches, whose names there differ between its versions. ``why_not``: what makes it impossible to write a
-    file.
+    the original names to those that ComfyUI gives the weights as it loads such a file, and ``older``: from those to
+    what earlier versions of it call them. ``why_not``: what makes it impossible to write a file.
     """
 
     names: tuple[tuple[str, str], ...] = ()
     comfyui: tuple[tuple[str, str], ...] = ()
-    unsure: str = "$^"
+    older: tuple[tuple[str, str], ...] = ()
     why_not: str = ""
 
     def original(self, name: str) -> str:
         return _renamed(name, self.names)
 
-    def in_comfyui(self, original: str) -> str | None:
-        """Name that a LoRA in ComfyUI's format has to give the weight ``original``, for what has other names is passed
-        over there, with a line in its log; None where it is not known."""
-        return None if re.search(self.unsure, original) else _renamed(original, self.comfyui)
+    def in_comfyui(self, original: str) -> tuple[str, ...]:
+        """Names that a LoRA in ComfyUI's format has to give the weight ``original``: two where its versions differ, for
+        what has a name that one does not know is passed over there, with a line in its log."""
+        name = _renamed(original, self.comfyui)
+        return tuple(dict.fromkeys((name, _renamed(name, self.older))))
 
 
 def _renamed(name: str, substitutions: tuple[tuple[str, str], ...]) -> str:
@@ -85,6 +85,10 @@ _FLUX_STREAMS = (
     (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
 )
 
+# What ComfyUI calls the norms of queries and keys, and what its older versions do, as the authors.
+_FLUX_NORMS = ((r"\.(query|key)_norm\.scale$", r".\1_norm.weight"),)
+_FLUX_NORMS_BEFORE = ((r"\.(query|key)_norm\.weight$", r".\1_norm.scale"),)
+
 FLUX = Layout(
     names=(
         *_FLUX_STREAMS,
@@ -103,7 +107,8 @@ FLUX = Layout(
         (r"^(single_blocks\.\d+)\.(?:attn\.to_[qkv]|proj_mlp)\.", r"\1.linear1."),
         (r"^(single_blocks\.\d+)\.proj_out\.", r"\1.linear2."),
     ),
-    unsure=r"\.scale$",
+    comfyui=_FLUX_NORMS,
+    older=_FLUX_NORMS_BEFORE,
 )
 
 FLUX2 = Layout(
@@ -121,7 +126,8 @@ FLUX2 = Layout(
         (r"^(single_blocks\.\d+)\.attn\.to_qkv_mlp_proj\.", r"\1.linear1."),
         (r"^(single_blocks\.\d+)\.attn\.to_out\.", r"\1.linear2."),
     ),
-    unsure=r"\.scale$",
+    comfyui=_FLUX_NORMS,
+    older=_FLUX_NORMS_BEFORE,
 )
 
 LTX = Layout(
@@ -212,8 +218,10 @@ HUNYUAN_VIDEO = Layout(
         (r"mlp\.fc1\.", "mlp.0."),
         (r"mlp\.fc2\.", "mlp.2."),
         (r"(_mod|\.modulation)\.linear\.", r"\1.lin."),
+        (r"[._]q_norm\.", ".norm.query_norm."),
+        (r"[._]k_norm\.", ".norm.key_norm."),
     ),
-    unsure=r"[qk]_norm\.weight$",
+    older=_FLUX_NORMS_BEFORE,
 )
 
 LUMINA2 = Layout(

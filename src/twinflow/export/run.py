@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from twinflow.assets import locate
 from twinflow.errors import TwinflowError, check_place
+from twinflow.export.comfyui_call import how_in_comfyui, not_in_comfyui
 from twinflow.export.diffusers_folder import to_diffusers
 from twinflow.export.lora import to_lora
 from twinflow.export.single_file import to_single_file
@@ -118,9 +119,19 @@ def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
             lines.append(
                 f"this file can't hold {len(made.left_out)} trained tensors, biases and norms: they are left out"
             )
-        return lines
+        return [*lines, *(_limits(pipe) if form == "comfyui" else [])]
     arguments = ", ".join(f"{name}={value!r}" for name, value in exported.call.items())
-    return [
+    lines = [
         f"{output}: for exactly {nfe} step{'s' if nfe > 1 else ''}, relative residual {exported.residual:.1e}",
         f"call it with {arguments}{', ' if arguments else ''}num_inference_steps={nfe}",
     ]
+    if request.format == "single-file":
+        load = "UNETLoader (Load Diffusion Model)"
+        how = how_in_comfyui(exported, load=load, guidance_is_an_input=pipe.guidance_is_an_input)
+        lines += _limits(pipe) or [how]
+    return lines
+
+
+def _limits(pipe: AnyStepPipeline) -> list[str]:
+    reason = not_in_comfyui(pipe.pipe.transformer)
+    return [f"note: {reason}"] if reason else []

@@ -28,6 +28,10 @@ from twinflow.tensor_files import save_tensors
 # on, which has this pipeline, places its first frame otherwise than versions before.
 SETTINGS = {"LTXConditionPipeline": {"causal_temporal_positioning": True}}
 
+# A weight whose name alone says something to ComfyUI: Qwen-Image-Edit-2511 shows its sources at time 0, versions before
+# at that of the picture drawn, and their weights have the same names and shapes.
+SOURCES_AT_ZERO = "__index_timestep_zero__"
+
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of diffusers: original to its own, in place
 
 
@@ -47,6 +51,8 @@ def to_single_file(pipe: AnyStepPipeline, path: str | Path, *, nfe: int) -> Expo
     layout_of(pipe.pipe.transformer)  # refuses before anything is computed
     stock, exported = baked_stock(pipe, nfe=nfe, exact_times=True)
     weights = original_state_dict(stock.transformer)
+    if stock.transformer.config.get("zero_cond_t"):
+        weights[SOURCES_AT_ZERO] = torch.empty(0)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", **exported.as_metadata()}
     if type(stock).__name__ in SETTINGS:
