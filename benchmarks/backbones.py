@@ -35,7 +35,7 @@ from twinflow.evaluation.protocols import run_facts
 from twinflow.export import to_diffusers, to_lora, to_single_file, to_slim
 from twinflow.export.diffusers_folder import baked_stock
 from twinflow.export.lora import COMFYUI
-from twinflow.export.single_file import converter_of, original_state_dict
+from twinflow.export.single_file import SOURCES_AT_ZERO, converter_of, original_state_dict
 from twinflow.export.slim import slim_size
 from twinflow.export.stock import few_step_scheduler, recommended_call
 from twinflow.objectives import TwinFlow
@@ -157,6 +157,7 @@ def single_file(name: str, folder: Path) -> dict[str, Any]:
         to_single_file(pipe, folder / f"{name}.safetensors", nfe=1)
         weights = baked_stock(pipe, nfe=1, exact_times=True)[0].transformer
         back = converter_of(weights)(load_file(folder / f"{name}.safetensors"))
+        back.pop(SOURCES_AT_ZERO, None)  # for ComfyUI; from_single_file passes over it
         same = back.keys() == weights.state_dict().keys()
         same = same and all(torch.equal(back[n], v) for n, v in weights.state_dict().items())
         return {"same": same, "at": "tiny"}

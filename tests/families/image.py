@@ -38,6 +38,7 @@ def sd3() -> Any:
             pooled_projection_dim=32,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
+            dual_attention_layers=(0,),  # as 3.5 Medium has in its first blocks
         ),
         scheduler=Euler(shift=3.0),
         vae=parts.image_autoencoder(16),
