@@ -119,7 +119,7 @@ def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
             lines.append(
                 f"this file can't hold {len(made.left_out)} trained tensors, biases and norms: they are left out"
             )
-        return [*lines, *(_limits(pipe) if form == "comfyui" else [])]
+        return [*lines, *(_note_on_comfyui(pipe) if form == "comfyui" else [])]
     arguments = ", ".join(f"{name}={value!r}" for name, value in exported.call.items())
     lines = [
         f"{output}: for exactly {nfe} step{'s' if nfe > 1 else ''}, relative residual {exported.residual:.1e}",
@@ -128,10 +128,10 @@ def _write(pipe: AnyStepPipeline, request: ExportRequest) -> list[str]:
     if request.format == "single-file":
         load = "UNETLoader (Load Diffusion Model)"
         how = how_in_comfyui(exported, load=load, guidance_is_an_input=pipe.guidance_is_an_input)
-        lines += _limits(pipe) or [how]
+        lines += _note_on_comfyui(pipe) or [how]
     return lines
 
 
-def _limits(pipe: AnyStepPipeline) -> list[str]:
+def _note_on_comfyui(pipe: AnyStepPipeline) -> list[str]:
     reason = not_in_comfyui(pipe.pipe.transformer)
     return [f"note: {reason}"] if reason else []
