@@ -106,6 +106,7 @@ def test_the_base_of_a_lora_is_what_stock_diffusers_can_load(lora, tmp_path):
 
     assert 'from_pretrained("' not in written("authors/model")
     assert "from_pretrained('authors/model')" in written("authors/model")
+    assert "- base model: `authors/model`" in written("authors/model")
     assert "twinflow copy-model" not in written("authors/model")
     folder = tmp_path / "base"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_lora_card(
         imports = "from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler"
         code = _code(exported, opening, imports=imports, edits=edits, video=video)
         code = "\n\n".join(part for part in (how, code, _this(folder)) if part)
-    _write(folder, exported, code, HOW_LORA, edits=edits, video=video)
+    _write(folder, replace(exported, base=base), code, HOW_LORA, edits=edits, video=video)
 
 
 def _dtype(exported: Exported) -> str:
