@@ -97,7 +97,7 @@ def t5_encoder(tokenizer: Any, *, kind: type = T5EncoderModel, config: type = T5
     )
 
 
-def qwen3_sizes(tokenizer: Any) -> dict[str, Any]:
+def qwen_sizes(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 16,
@@ -105,9 +105,11 @@ def qwen3_sizes(tokenizer: Any) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
     }
+
+
+def qwen3_sizes(tokenizer: Any) -> dict[str, Any]:
+    return {**qwen_sizes(tokenizer), "head_dim": 8, "max_position_embeddings": 512}
 
 
 def gemma_encoder(tokenizer: Any) -> Gemma2Model:
@@ -145,16 +147,7 @@ def image_autoencoder(channels: int, *, levels: int = 2) -> AutoencoderKL:
 def qwen_encoder(tokenizer: Any) -> Any:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_scaling": rope,
-        "rope_theta": 1e6,
-    }
+    text = {**qwen_sizes(tokenizer), "rope_scaling": rope, "rope_theta": 1e6}
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
         for name, token in (

@@ -285,8 +285,6 @@ class Trainer:
         """What the run holds in memory."""
         return self.companions.holdings(self._step.trained, self.averages)
 
-    # Saving
-
     def _save(self) -> None:
         self.guard.check(wait=True)
         self._checkpoint = self.saver.checkpoint(self.state) or self._checkpoint
