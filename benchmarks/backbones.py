@@ -39,6 +39,7 @@ from twinflow.export.single_file import SOURCES_AT_ZERO, converter_of, original_
 from twinflow.export.slim import slim_size
 from twinflow.export.stock import few_step_scheduler, recommended_call
 from twinflow.objectives import TwinFlow
+from twinflow.objectives.presets import preset
 from twinflow.pipelines import AnyStepPipeline, LoraSettings
 from twinflow.sampling import seeded_noise
 
@@ -130,7 +131,7 @@ def training(name: str, *, lora: bool) -> dict[str, Any]:
     before = {n: p.detach().clone() for n, p in pipe.network.named_parameters()}
     chosen = {n: p for n, p in pipe.network.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(chosen.values(), lr=1e-3)
-    objective, generator = TwinFlow(teacher="self"), torch.Generator().manual_seed(0)
+    objective, generator = TwinFlow(**preset("twinflow", "paper_qwen")), torch.Generator().manual_seed(0)
     cond = take_rows(pipe.encode_prompts([PROMPT]), torch.zeros(4, dtype=torch.int64))
     uncond = pipe.encode_prompts(["a"])  # an empty prompt has no token at all in the tiny HunyuanVideo
     x, losses = seeded_noise(pipe.latent_shape, range(4)), []

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from twinflow.objectives import TwinFlow
+from twinflow.objectives.presets import preset
 from twinflow.planner import Backbone, Plan, Planner, Setup, find_remedies, gpu_named
 from twinflow.planner.comparison import compare
 from twinflow.planner.plan import size
@@ -69,7 +70,7 @@ def main() -> None:
     }
     for name in options.models:
         backbone = Backbone.published(name)
-        planner = Planner(backbone, TwinFlow(teacher="self", guidance=0.5))
+        planner = Planner(backbone, TwinFlow(**preset("twinflow", "paper_qwen")))
         start = Setup(
             batch=4 if name != "wan2.1-14b" else 1,
             steps=10_000,

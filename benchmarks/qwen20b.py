@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from twinflow.data.loader import EncodedBatch
 from twinflow.objectives import STUDENT, FlowMatching, Phase, RowLog, Step, TwinFlow
+from twinflow.objectives.presets import preset
 from twinflow.pipelines.freezing import freeze_parameters
 from twinflow.pipelines.target_time import attach_target_time, times
 from twinflow.planner import Backbone, Planner, Setup, gpu_named
@@ -111,7 +112,7 @@ def objective_of(schedule: str) -> Any:
     if schedule == "flow_matching":
         return FlowMatching(time={"kind": "uniform"})
     kind = TwinFlow if schedule == "twinflow" else ReferenceCalls
-    return kind(teacher="self", guidance=0.5, time={"kind": "uniform"})
+    return kind(**preset("twinflow", "paper_qwen"))
 
 
 @dataclass(frozen=True, kw_only=True)

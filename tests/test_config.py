@@ -15,7 +15,7 @@ from twinflow.objectives.presets import preset
 GOOD = """
 model: {path: some/model}
 data: {kind: shapeworld, level: tiny, length: 100}
-objective: {name: twinflow, guidance: 0.3, roles: {one_step: 2, tangent: 1, any_step: 1, fake: 2}}
+objective: {name: twinflow, teacher: ema, guidance: 0.3, roles: {one_step: 2, tangent: 1, any_step: 1, fake: 2}}
 train: {steps: 100, batch: 8}
 output: runs/good
 """

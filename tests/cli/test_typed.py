@@ -57,7 +57,7 @@ def test_the_objective_is_what_won_here() -> None:
     assert {key for key in tuned if tuned[key] != quickstart[key]} == {"longest_jump"}
     changed = recipe_of([*TINY, "objective.guidance=2", "objective.roles.fake=3"]).objective
     assert (changed["guidance"], changed["roles"]["fake"], changed["roles"]["one_step"]) == (2, 3, 1)
-    assert recipe_of([*TINY, "objective={name: rcgm}"]).objective["teacher"] == "ema"
+    assert recipe_of([*TINY, "objective={name: rcgm}"]).objective["roles"]["fake"] == 0
     preset = ["objective={name: twinflow, preset: paper}"]
     assert recipe_of([*TINY, "objective.preset=paper"]) == recipe_of([*TINY, *preset])
 

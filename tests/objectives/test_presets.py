@@ -81,3 +81,4 @@ def test_tuned_is_what_the_comparison_trains_with_and_says_everything() -> None:
     assert set(settings) == set(preset("twinflow", "paper"))
     changed = {key: value for key, value in settings.items() if value != preset("twinflow", "paper")[key]}
     assert changed == {"teacher": "frozen", "guidance": 1.5, "clamp": None, "longest_jump": 0.25}
+    assert asdict(TwinFlow(**settings)) == asdict(TwinFlow())  # our defaults

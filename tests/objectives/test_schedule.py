@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from twinflow.objectives import RCGM, Step, TwinFlow
+from twinflow.objectives.presets import preset
 
 from .toys import Recorder, ToyField, batch, seeded
+
+PAPER = preset("twinflow", "paper")  # as many jumps as its order
 
 
 def record(
@@ -24,7 +27,7 @@ def record(
 
 @pytest.mark.parametrize("seed", range(10))
 def test_self_teacher_takes_four_calls_and_at_most_four_and_a_quarter_rows_each(seed: int) -> None:
-    _, student, teacher = record(TwinFlow(teacher="self"), 8, seed=seed)
+    _, student, teacher = record(TwinFlow(**PAPER | {"teacher": "self"}), 8, seed=seed)
     assert len(student.calls) == 4
     assert len(teacher.calls) == 0
     assert student.rows <= 4.25 * 8
@@ -36,9 +39,10 @@ def test_self_teacher_takes_four_calls_and_at_most_four_and_a_quarter_rows_each(
     [
         ({"teacher": "self"}, 4, 0),
         ({"teacher": "ema"}, 3, 3),
-        ({"teacher": "frozen"}, 4, 1),
+        ({"teacher": "frozen", "guidance": 1.5}, 4, 1),
         ({"teacher": "self", "order": 1}, 3, 0),
         ({"teacher": "self", "order": 3}, 5, 0),
+        ({"teacher": "self", "longest_jump": 0.25}, 6, 0),
         ({"teacher": "self", "guidance": 0.0}, 4, 0),
         ({"teacher": "ema", "guidance": 0.0}, 3, 2),
         ({"teacher": "self", "rectify": 0.0}, 4, 0),
@@ -49,12 +53,12 @@ def test_self_teacher_takes_four_calls_and_at_most_four_and_a_quarter_rows_each(
     ],
 )
 def test_number_of_calls(settings: dict[str, Any], student_calls: int, teacher_calls: int) -> None:
-    _, student, teacher = record(TwinFlow(**settings), 8)
+    _, student, teacher = record(TwinFlow(**PAPER | settings), 8)
     assert (len(student.calls), len(teacher.calls)) == (student_calls, teacher_calls)
 
 
 def test_each_call_holds_exactly_its_rows() -> None:
-    objective = TwinFlow(teacher="self")
+    objective = TwinFlow(**PAPER | {"teacher": "self"})
     step, student, _ = record(objective, 16)
     g, roles = step.rows.t - step.rows.r, step.rows.roles
     jumping = sum(role != "fake" and gap >= 0.01 for role, gap in zip(roles, g.tolist(), strict=True))
@@ -65,7 +69,7 @@ def test_each_call_holds_exactly_its_rows() -> None:
 
 def test_rows_on_average_are_those_of_the_derivation() -> None:
     # .25 generated, 1 guidance, 2 x .6055 jumps, .5 rectification, and the forward with gradient.
-    objective, rows = TwinFlow(teacher="self"), 0
+    objective, rows = TwinFlow(**PAPER | {"teacher": "self"}), 0
     for seed in range(50):
         _, student, _ = record(objective, 64, seed=seed)
         rows += student.rows
@@ -73,7 +77,8 @@ def test_rows_on_average_are_those_of_the_derivation() -> None:
 
 
 def test_a_call_without_rows_is_skipped_unless_in_lockstep() -> None:
-    tangent_only = {
+    tangent_only: dict[str, Any] = {
+        "longest_jump": None,
         "roles": {"tangent": 1},
         "tangent_gap": 0.0,
         "teacher": "ema",
@@ -91,7 +96,7 @@ def test_a_call_without_rows_is_skipped_unless_in_lockstep() -> None:
     [
         {},
         {"image_free": True},
-        {"longest_jump": 0.25},
+        {"longest_jump": None},
         {"guidance": 0.0},
         {"roles": {"fake": 1}},
     ],
@@ -164,10 +169,10 @@ def test_without_guidance_only_rows_that_follow_the_field_ask_for_it() -> None:
 def test_single_role_recipes_take_only_their_calls() -> None:
     _, student, teacher = record(TwinFlow(roles={"fake": 1}, teacher="ema"), 4)
     assert ([c[0].shape[0] for c in student.calls], teacher.calls) == ([4, 4], [])
-    _, student, teacher = record(TwinFlow(roles={"one_step": 1}, teacher="ema"), 4)
+    _, student, teacher = record(TwinFlow(roles={"one_step": 1}, teacher="ema", longest_jump=None), 4)
     assert [c[0].shape[0] for c in student.calls] == [4, 8]
     assert [c[0].shape[0] for c in teacher.calls] == [4, 4]
-    _, student, teacher = record(RCGM(guidance=0.0), 4)
+    _, student, teacher = record(RCGM(guidance=0.0, teacher="ema"), 4)
     assert [c[0].shape[0] for c in student.calls] == [4]
 
 

@@ -39,7 +39,7 @@ from .toys import ToyField, batch, seeded
         ({"any_step_span": 0.0}, ["any_step_span", "(0, 1]"]),
         ({"tangent_gap": 2.0}, ["tangent_gap", "2.0"]),
         ({"guidance": -0.1}, ["guidance", "-0.1"]),
-        ({"guidance": 4.0}, ["guidance", "4.0", "frozen"]),
+        ({"guidance": 4.0, "teacher": "ema"}, ["guidance", "4.0", "frozen", "guidance=0.8"]),
         ({"guidance_range": (0.5, 0.5)}, ["guidance_range", "(0.5, 0.5)"]),
         ({"teacher": "none"}, ["teacher", "none", "frozen"]),
         ({"loss": "huber"}, ["loss", "huber", "barron"]),
@@ -73,12 +73,12 @@ def test_rcgm_refuses_twinflows_losses() -> None:
 def test_bad_calls_name_the_remedy() -> None:
     x, cond, uncond = batch(4)
     field = ToyField()
-    with pytest.raises(ValueError, match=r"guidance = 0.5 .*uncond=.* or set guidance=0"):
+    with pytest.raises(ValueError, match=r"guidance = 0.6 .*uncond=.* or set guidance=0"):
         TwinFlow(teacher="self").step(field, x, cond)
     with pytest.raises(ValueError, match=r"teacher = 'ema' .* teacher='self'"):
-        TwinFlow().step(field, x, cond, uncond=uncond)
+        TwinFlow(teacher="ema").step(field, x, cond, uncond=uncond)
     with pytest.raises(ValueError, match=r"teacher = 'frozen' .*initial"):
-        TwinFlow(teacher="frozen").step(field, x, cond, uncond=uncond)
+        TwinFlow().step(field, x, cond, uncond=uncond)
     with pytest.raises(ValueError, match=r"uncond must have 1 or 4 rows, got 2"):
         TwinFlow(teacher="self").step(field, x, cond, uncond=cond[:2])
     with pytest.raises(ValueError, match=r"cond must have one row for each of the 4 rows of x, got 3"):
@@ -148,7 +148,9 @@ def test_image_free_ignores_the_values_of_x() -> None:
 def test_the_same_generator_gives_the_same_step(make: type) -> None:
     x, cond, uncond = batch(7)
     steps = [
-        make(teacher="self", nodes="random").step(ToyField(), x, cond, uncond=uncond, generator=seeded(5))
+        make(teacher="self", nodes="random", longest_jump=None).step(
+            ToyField(), x, cond, uncond=uncond, generator=seeded(5)
+        )
         for _ in range(2)
     ]
     assert torch.equal(steps[0].loss, steps[1].loss)
@@ -158,7 +160,8 @@ def test_the_same_generator_gives_the_same_step(make: type) -> None:
 def test_the_random_numbers_do_not_depend_on_which_losses_are_on() -> None:
     x, cond, uncond = batch(6)
     after = set()
-    for settings in ({}, {"rectify": 0.0}, {"guidance": 0.0}, {"roles": {"fake": 1}}, {"nodes": "random"}):
+    any_nodes = {"nodes": "random", "longest_jump": None}
+    for settings in ({}, {"rectify": 0.0}, {"guidance": 0.0}, {"roles": {"fake": 1}}, any_nodes):
         generator = seeded()
         TwinFlow(teacher="self", **settings).step(ToyField(), x, cond, uncond=uncond, generator=generator)
         after.add(torch.rand(1, generator=generator).item())
@@ -188,10 +191,21 @@ def test_the_guidance_scale_is_that_of_the_fixed_point() -> None:
     f_c = 0.0
     for _ in range(200):
         f_c = v + omega * (f_c - f_u)
-    assert f_c == pytest.approx(f_u + TwinFlow(guidance=omega).guidance_scale * (v - f_u))
+    assert f_c == pytest.approx(f_u + TwinFlow(guidance=omega, teacher="self").guidance_scale * (v - f_u))
     assert TwinFlow(guidance=4.0, teacher="frozen").guidance_scale == 5
     assert TwinFlow(guidance=4.0, teacher="frozen", image_free=True).guidance_scale == 4
     assert TwinFlow(guidance=0.0).guidance_scale == 1
+
+
+@pytest.mark.parametrize("teacher", ["self", "ema", "frozen"])
+@pytest.mark.parametrize("image_free", [False, True])
+def test_without_a_word_the_guidance_has_the_same_scale_with_every_teacher(
+    teacher: Any, image_free: bool
+) -> None:
+    objective = TwinFlow(teacher=teacher, image_free=image_free)
+    assert objective.guidance_scale == pytest.approx(2.5)
+    assert objective.guidance == pytest.approx(0.6 if teacher != "frozen" else 2.5 if image_free else 1.5)
+    assert RCGM(teacher=teacher, image_free=image_free).guidance == objective.guidance
 
 
 def test_losses_and_metrics_are_detached_and_the_log_explains_a_bad_row() -> None:

@@ -44,8 +44,15 @@ def one_step_samples(objective: TwinFlow, *, steps: int) -> Tensor:
 @pytest.mark.parametrize(
     "objective",
     [
-        TwinFlow(teacher="self", guidance=0.0, loss="l2"),
-        RCGM(teacher="self", guidance=0.0, loss="l2", roles={"one_step": 1, "tangent": 1, "any_step": 1}),
+        TwinFlow(teacher="self", guidance=0.0, loss="l2", clamp=1.0, longest_jump=None),
+        RCGM(
+            teacher="self",
+            guidance=0.0,
+            loss="l2",
+            clamp=1.0,
+            longest_jump=None,
+            roles={"one_step": 1, "tangent": 1, "any_step": 1},
+        ),
     ],
     ids=["twinflow", "rcgm"],
 )

@@ -30,7 +30,7 @@ from twinflow.training.step import AutocastField, OptimizerStep
 
 
 def objective() -> TwinFlow:
-    return TwinFlow(teacher="self", guidance=0.5)
+    return TwinFlow(teacher="self", guidance=0.5, longest_jump=None)
 
 
 def setup_of(pipe: AnyStepPipeline, *, batch: int, optimizer: Optimizer, **options: Any) -> Setup:

@@ -55,7 +55,7 @@ def recipe_of(case: str, output: Path | str = "-") -> Any:
     sections: dict[str, Any] = {
         "model": {"path": "-"},
         "data": {"kind": "folder", "path": "-", "cache": True, "size": PIXELS},
-        "objective": {"name": "twinflow", "guidance": 0.5, "teacher": "self"},
+        "objective": {"name": "twinflow", "guidance": 0.5, "teacher": "self", "longest_jump": None},
         "caption_dropout": 0.0,
         "ema": {"decay": 0.0},
         "optimizer": {"lr": 1e-4},

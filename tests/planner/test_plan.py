@@ -35,7 +35,7 @@ def schedule(objective: Objective, batch: int) -> Schedule:
 
 
 def test_the_schedule_is_the_objectives() -> None:
-    lean = schedule(TwinFlow(teacher="self", guidance=0.5, delta=1e-6, tangent_gap=1.0), 4)
+    lean = schedule(TwinFlow(teacher="self", guidance=0.5, delta=1e-6, tangent_gap=1.0, longest_jump=None), 4)
     # Of four rows: one sample, two guided twice, three jumps twice, and two for the rectification.
     assert (lean.calls, lean.rows) == pytest.approx((4, 13 / 4))
     plain = schedule(FlowMatching(), 4)

@@ -52,7 +52,7 @@ def test_qwen_image_on_one_gpu() -> None:
     """The simulation of all sixty blocks that docs/scaling.md reports gave 2.96, 1.25 and 38.4 GiB beyond weights, with
     updates of a few elements at a time: ours on a GPU have up to GPU_CHUNK, where no larger thing is alive."""
     update = GPU_CHUNK * UPDATE_BYTES / GiB
-    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self"))
+    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self", longest_jump=None))
     start = setup("qwen-image", batch=4, checkpointing=True, optimizer=IN_BACKWARD)
     plan = planner.plan(start, gpu_named("h100-80"))
     assert 2.96 * 0.95 < plan.profile.peak / GiB < 2.96 + update
@@ -84,7 +84,9 @@ def test_qwen_image_on_one_gpu() -> None:
 def test_plans_are_what_a_gpu_took(cases: dict[str, Any], size: int, names: tuple[str, ...]) -> None:
     """Peaks of ``benchmarks/gpu_20b.py`` on an H100. The allocator rounds up, and the plan's update has one size for
     all optimisers."""
-    planner = Planner(Backbone.published("qwen-image"), TwinFlow(teacher="self", guidance=0.5))
+    planner = Planner(
+        Backbone.published("qwen-image"), TwinFlow(teacher="self", guidance=0.5, longest_jump=None)
+    )
     for name in names:
         taken = cases[f"{name}_{size}"]
         settings = replace(

@@ -32,7 +32,7 @@ def recipe_of(folder: Path, name: str, **sections: Any) -> Any:
     raw: dict[str, Any] = {
         "model": {"path": str(folder / "large"), "call": FAMILY.call},
         "data": {"kind": "shapeworld", "length": 4},
-        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema"},
+        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "longest_jump": None},
         "caption_dropout": 0.0,
         "train": {"steps": 2, "batch": 2},
         "checkpoint": {"every": 0},

@@ -27,8 +27,16 @@ NO_CLIP = {"lr": LR, "eps": EPS, "clip": None}
 # Variants of the recipe: what is trained, and on what.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "frozen": {"objective": {"name": "twinflow", "guidance": 2.0, "teacher": "frozen"}},
-    "image_free": {"objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "image_free": True}},
+    "frozen": {"objective": {"name": "twinflow", "guidance": 2.0, "teacher": "frozen", "longest_jump": None}},
+    "image_free": {
+        "objective": {
+            "name": "twinflow",
+            "guidance": 0.3,
+            "teacher": "ema",
+            "image_free": True,
+            "longest_jump": None,
+        }
+    },
     "lora": {"model": {"path": "tiny", "train": "lora"}},
     "no_clip": {"optimizer": NO_CLIP},
     "in_backward": {"optimizer": NO_CLIP | {"in_backward": True}},
@@ -37,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def recipe(output: Path, variant: str, *, parallel: dict[str, Any], **sections: Any) -> Any:
     raw: dict[str, Any] = {
-        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema"},
+        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "longest_jump": None},
         # A large eps: the update is then a smooth function of the gradient, and rounding stays rounding.
         "optimizer": {"lr": LR, "eps": EPS, "clip": 0.5},
         "train": {"steps": STEPS, "batch": 2},

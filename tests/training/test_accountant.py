@@ -51,7 +51,9 @@ FORWARD = 2 * 8 * 6  # operations of one row
 def test_twinflow_makes_four_calls_on_at_most_four_and_a_quarter_rows_an_image() -> None:
     accountant, objective = (
         Accountant(),
-        TwinFlow(teacher="self", roles={"one_step": 1, "any_step": 1, "tangent": 1, "fake": 1}),
+        TwinFlow(
+            teacher="self", longest_jump=None, roles={"one_step": 1, "any_step": 1, "tangent": 1, "fake": 1}
+        ),
     )
     field = accountant.field("student", Linear())
     x, uncond = torch.randn(400, 6, generator=seeded()), torch.zeros(1, 1)

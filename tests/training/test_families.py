@@ -71,7 +71,12 @@ def opened(family: Family, recipe: Any) -> AnyStepPipeline:
 def settings(output: Path, train: str, **more: Any) -> Any:
     sections: dict[str, Any] = {
         "model": {"path": "tiny", "train": train},
-        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema" if train == "full" else "frozen"},
+        "objective": {
+            "name": "twinflow",
+            "guidance": 0.3,
+            "teacher": "ema" if train == "full" else "frozen",
+            "longest_jump": None,
+        },
         "train": {"steps": STEPS, "batch": 2},
         "checkpoint": {"every": STEPS // 2},
         "log": {"every": STEPS, "tensorboard": False},
@@ -116,7 +121,7 @@ def test_twinflow_trains_it(name: str, train: str, tmp_path: Path) -> None:
 
 
 RIVALS: list[dict[str, Any]] = [
-    {"name": "rcgm", "guidance": 0.3, "teacher": "ema"},
+    {"name": "rcgm", "guidance": 0.3, "teacher": "ema", "longest_jump": None},
     {"name": "consistency_training", "target_decay": 0.5, "start_intervals": 2, "final_intervals": 8},
     {"name": "consistency_distillation", "guidance": 1.0},
     {"name": "scm", "guidance": 1.0, "tangent_warmup": 2},

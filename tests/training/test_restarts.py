@@ -44,7 +44,7 @@ def pid_of(rank: int, *, parent: int) -> int:
 
 # All weights, in slices; and a LoRA without a picture, whole in each process.
 KINDS = {
-    "full": ("{path: shapeworld-tiny}", "{name: twinflow}", "shard"),
+    "full": ("{path: shapeworld-tiny}", "{name: twinflow, teacher: ema}", "shard"),
     "lora": (
         "{path: shapeworld-tiny, train: lora, lora: {rank: 2}}",
         "{name: twinflow, image_free: true}",

@@ -135,7 +135,7 @@ class SpoiledTwinFlow(TwinFlow):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TwinflowError) as caught:
-        train(tmp_path, built=SpoiledTwinFlow(guidance=0.3))
+        train(tmp_path, built=SpoiledTwinFlow(guidance=0.3, teacher="ema"))
     said = str(caught.value)
     assert "step 6: the loss is not finite" in said
     assert "row 1: role " in said
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
-    pipe, spoiled = TinyPipeline(), SpoiledTwinFlow(guidance=0.3)
+    pipe, spoiled = TinyPipeline(), SpoiledTwinFlow(guidance=0.3, teacher="ema")
     spoiled.gradient_only = True
     with pytest.raises(TwinflowError, match=r"(?s)step 6: the gradient is not finite.*any_step: t in \["):
         train(tmp_path, pipe=pipe, built=spoiled, train={"batch": 8})

@@ -104,7 +104,7 @@ def tiny_recipe(output: Path | str, **sections: Any) -> Recipe:
     raw: dict[str, Any] = {
         "model": {"path": "tiny"},
         "data": {"kind": "shapeworld"},
-        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema"},
+        "objective": {"name": "twinflow", "guidance": 0.3, "teacher": "ema", "longest_jump": None},
         "caption_dropout": 0.1,
         "optimizer": {"lr": 1e-2},
         "ema": {"decay": 0.9, "teacher_decay": 0.8},

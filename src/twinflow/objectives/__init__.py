@@ -1,6 +1,6 @@
 """Training objectives: each turns a :data:`Field`, data and conditions into a loss, in pure torch.
 
->>> objective = TwinFlow(guidance=0.5, teacher="self")
+>>> objective = TwinFlow(teacher="self")
 >>> step = objective.step(field, x, cond, uncond=uncond)        # doctest: +SKIP
 >>> step.loss.backward()                                        # doctest: +SKIP
 """

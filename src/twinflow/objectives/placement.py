@@ -61,7 +61,7 @@ class Placement:
         if settings.teacher != "frozen":  # someone has to learn the field from data, and its guidance with it
             distilled &= is_jumping & (roles != TANGENT)
         guided = ~is_fake & (low < t) & (t < high) & (~distilled | (settings.teacher == "frozen"))
-        guided &= torch.tensor(settings.guidance > 0)
+        guided &= torch.tensor(settings.omega > 0)
         jumping = _rows(is_jumping)
         sampled = torch.ones_like(is_fake) if settings.image_free else is_fake
         inner = draws.nodes.cpu()[:, jumping] if settings.nodes == "random" else None

@@ -15,24 +15,28 @@ from twinflow.objectives.objective import Field, Objective, check_batch
 from twinflow.objectives.roles import RoleRotation, Roles
 from twinflow.objectives.times import TimeDistribution
 
+_SCALE = 2.5  # of the guidance that is baked in, unless it is said
+
 
 @dataclass(kw_only=True)
 class AnyStepSettings(Objective):
-    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults: the source's full training; the preset
-    ``"tuned"`` (:mod:`twinflow.objectives.presets`) is what won in our experiments.
+    """Settings shared by :class:`TwinFlow` and :class:`RCGM`. Defaults: what won in our experiments, the preset
+    ``"tuned"``; what the authors train with is ``"paper"`` (:mod:`twinflow.objectives.presets`).
 
     ``roles``: shares of the rows that each loss gets, see :class:`Roles`; a mapping names those above 0.
 
     **Jumps (eq. 1).** ``order``: number N of teacher jumps that the student's one jump is compared with; each
-    costs a no-grad forward. 2 is the paper's; 1 is consistency training, cheaper and less stable.
-    ``longest_jump``: rows whose way is longer than ``order`` jumps of this length make as many more as it
-    takes, so that long jumps are compared with short ones, which are learnt first and more accurately; ``None``
-    (source) is no bound. ``delta``: length of the instantaneous first piece. Smaller has less bias (O(delta))
-    but amplifies the rounding of the network by 1/delta. ``clamp``: bound on each element of the residual,
-    which keeps early training from exploding; ``None`` is the pure objective. ``nodes``: the inner times of
-    the jumps, ``"uniform"`` (source) or ``"random"`` (paper). ``any_step_span``: largest part of the way to 0
-    that any_step rows jump; below 1 long jumps are learnt only by one_step and consistency rows.
-    ``tangent_gap``: the same for tangent rows; 0 makes them plain flow matching.
+    costs a no-grad forward. 2 is the paper's; 1 without a ``longest_jump`` is consistency training, cheaper
+    and less stable. ``longest_jump``: rows whose way is longer than ``order`` jumps of this length make as
+    many more as it takes, so that long jumps are compared with short ones, which are learnt first and more
+    accurately, for a tenth of a step's time; ``None`` (source) is no bound. ``delta``: length of the
+    instantaneous first piece. Smaller has less bias (O(delta)) but amplifies the rounding of the network by
+    1/delta. ``clamp``: bound on each element of the residual, which keeps early training from exploding
+    (source: 1), but makes signs of large residuals; ``None`` is the pure objective. With ``loss="l2"``, which
+    bounds nothing itself, set it. ``nodes``: the inner times of the jumps, ``"uniform"`` (source) or
+    ``"random"`` (paper). ``any_step_span``: largest part of the way to 0 that any_step rows jump; below 1
+    long jumps are learnt only by one_step and consistency rows. ``tangent_gap``: the same for tangent rows; 0
+    makes them plain flow matching.
 
     **Velocity.** ``velocity``: what the instantaneous piece of eq. 1 follows. ``"data"`` (source): z - x of the
     row, whose scatter drowns what tangent rows have left to learn. ``"field"``: the teacher's F(x_t, t, t),
@@ -42,13 +46,14 @@ class AnyStepSettings(Objective):
     each one-step row.
 
     **Guidance.** ``guidance``: omega, how much of classifier-free guidance is baked into the velocity, so
-    that sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is
-    1 / (1 - omega), hence omega < 1; with ``"frozen"`` it is 1 + omega. Higher: sharper, closer to the
-    prompt, less diverse. ``guidance_range``: only rows with t strictly inside are guided. Leave out the ends
-    for more diversity.
+    that sampling needs none; 0 is off. With the teacher ``"self"`` or ``"ema"`` the learnt scale is 1 / (1 -
+    omega), hence omega < 1; with ``"frozen"`` it is 1 + omega. ``None`` becomes what has the scale 2.5 with
+    this teacher. Higher: sharper, closer to the prompt, less diverse. ``guidance_range``: only rows with t
+    strictly inside are guided. Leave out the ends for more diversity.
 
-    **Teacher.** ``"self"``: the student's present weights; no second copy and the fewest calls. ``"ema"``:
-    their average, steadier. ``"frozen"``: the initial model, for the guidance alone; jumps use the student.
+    **Teacher.** ``"frozen"``: the initial model, for the guidance alone, which is full from the first step;
+    jumps use the student. ``"self"``: the student's present weights; no second copy and the fewest calls.
+    ``"ema"`` (source): their average, steadier.
 
     **Loss.** ``loss``: ``"barron"`` gives each row a gradient of the same size whatever its error
     (``barron_alpha`` = 1; 2 is l2 / ``barron_c``; errors below ``barron_c`` fade out: try 0.5 with
@@ -74,16 +79,16 @@ class AnyStepSettings(Objective):
 
     roles: Roles | Mapping[str, float] = field(default_factory=Roles)
     order: int = 2
-    longest_jump: float | None = None
+    longest_jump: float | None = 0.25
     delta: float = 0.01
-    clamp: float | None = 1.0
+    clamp: float | None = None
     nodes: Literal["uniform", "random"] = "uniform"
     any_step_span: float = 1.0
     tangent_gap: float = 0.05
     velocity: Literal["data", "field"] = "data"
-    guidance: float = 0.5
+    guidance: float | None = None
     guidance_range: tuple[float, float] = (0.0, 1.0)
-    teacher: Literal["self", "ema", "frozen"] = "ema"
+    teacher: Literal["self", "ema", "frozen"] = "frozen"
     loss: Literal["barron", "l2"] = "barron"
     barron_alpha: float = 1.0
     barron_c: float = 1e-3
@@ -98,6 +103,8 @@ class AnyStepSettings(Objective):
         self.roles = Roles.of(self.roles)
         self.time = TimeDistribution.of(self.time)
         self.guidance_range = (float(self.guidance_range[0]), float(self.guidance_range[1]))
+        if self.guidance is None:
+            self.guidance = self._guidance_of(_SCALE)
         self._validate()
         self._rotation = RoleRotation(self.roles)
 
@@ -114,7 +121,7 @@ class AnyStepSettings(Objective):
         need(0 < self.any_step_span <= 1, "any_step_span", "in (0, 1]")
         need(0 <= self.tangent_gap <= 1, "tangent_gap", "in [0, 1]")
         need(self.velocity in ("data", "field"), "velocity", "'data' or 'field'")
-        need(math.isfinite(self.guidance) and self.guidance >= 0, "guidance", "finite and at least 0")
+        need(math.isfinite(self.omega) and self.omega >= 0, "guidance", "finite and at least 0")
         low, high = self.guidance_range
         need(0 <= low < high <= 1, "guidance_range", "two times (a, b) with 0 <= a < b <= 1")
         need(self.teacher in ("self", "ema", "frozen"), "teacher", "'self', 'ema' or 'frozen'")
@@ -130,12 +137,13 @@ class AnyStepSettings(Objective):
             raise ValueError(
                 "longest_jump bounds evenly spaced jumps: use nodes='uniform', or longest_jump=None"
             )
-        if self.teacher != "frozen" and self.guidance >= 1:
+        if self.teacher != "frozen" and self.omega >= 1:
             raise ValueError(
                 f"guidance must be below 1 with teacher={self.teacher!r}, got {self.guidance}: the learnt "
-                "scale is 1 / (1 - guidance). For more, use teacher='frozen', whose scale is 1 + guidance"
+                "scale is 1 / (1 - guidance), with teacher='frozen' 1 + guidance. Use that teacher, or "
+                f"guidance={self._guidance_of(1 + self.omega):.4g} for the same scale"
             )
-        if self.image_free and self.teacher == "frozen" and self.guidance == 0:
+        if self.image_free and self.teacher == "frozen" and self.omega == 0:
             raise ValueError(
                 "guidance must be positive with image_free=True and teacher='frozen', got 0: the velocity is "
                 "the teacher's at this scale; guidance=1 is its plain conditional velocity"
@@ -144,13 +152,25 @@ class AnyStepSettings(Objective):
     # What the settings imply
 
     @property
+    def omega(self) -> float:
+        """``guidance``, which is a number from the beginning on: ``__post_init__`` sees to that."""
+        assert self.guidance is not None
+        return self.guidance
+
+    def _guidance_of(self, scale: float) -> float:
+        """The ``guidance`` that has this ``scale`` with the teacher: :attr:`guidance_scale` the other way round."""
+        if self.teacher != "frozen":
+            return (scale - 1) / scale
+        return scale if self.image_free else scale - 1
+
+    @property
     def guidance_scale(self) -> float:
         """The classifier-free guidance scale that ends up in the trained field (1 is no guidance)."""
         if not self._guides:
             return 1.0
         if self.teacher != "frozen":
-            return 1 / (1 - self.guidance)
-        return self.guidance if self.image_free else 1 + self.guidance
+            return 1 / (1 - self.omega)
+        return self.omega if self.image_free else 1 + self.omega
 
     @property
     def _weights(self) -> Roles:
@@ -170,7 +190,7 @@ class AnyStepSettings(Objective):
     def _guides(self) -> bool:
         """Whether any row can be guided: one_step is at t = 1, outside the range, and fake never is."""
         roles = self._weights
-        return self.guidance > 0 and roles.tangent + roles.any_step + roles.consistency > 0
+        return self.omega > 0 and roles.tangent + roles.any_step + roles.consistency > 0
 
     @property
     def _distills(self) -> bool:

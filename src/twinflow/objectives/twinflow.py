@@ -10,14 +10,15 @@ Notation: ``F(x_t, t, r)`` average velocity from t to r (noise minus data), ``v`
 dx_t/dt = z - x, ``sg`` stop-gradient, B rows. A row's role (:class:`Roles`) fixes its t and r
 (:class:`Placement`).
 
-A step makes few, large calls. With teacher="self":
+A step makes few, large calls. With teacher="self" and longest_jump=None:
 
     A  no grad   fake rows: the model's samples     guided rows: F(x_t, t, t; c) and F(x_t, t, t; c0)
     B  grad      every row: F(x_t, t, r; c)
     C  no grad   first jump of RCGM                 one-step samples, re-noised: F at (-t', -t') and (t', t')
     D  no grad   jumps 2 … N of RCGM
 
-Rows that ask another network take a call of their own: 6 calls for "ema", 5 for "frozen". With image_free the
+Rows that ask another network take a call of their own: 6 calls for "ema", 5 for "frozen". Jumps of at most a
+quarter are up to four, not two: 2 calls more, of a quarter of B rows each. With image_free the
 guided rows wait for their data, which splits A: 5 calls for "self", no more for the others. A row that can't
 influence the loss is in no call: one-step and fake rows are never guided, and fake rows and rows with
 t - r < delta never jump.
@@ -190,7 +191,7 @@ class TwinFlow(AnyStepSettings):
             return v
         some = rows.guided
         start = answers["uncond"] if self.image_free and self.teacher == "frozen" else v[some]
-        return v.index_copy(0, some, start + self.guidance * (F_c[some] - answers["uncond"]))
+        return v.index_copy(0, some, start + self.omega * (F_c[some] - answers["uncond"]))
 
     def _rectify_queries(
         self, x_hat: Tensor, draws: Draws, rows: Placement, student: Field

@@ -35,8 +35,8 @@ __all__ = [
 
 
 def recipe_for(path: Path | None, overrides: Sequence[str], *, config: str | None) -> Recipe:
-    """The recipe ``path``; without one, TwinFlow's defaults on the published configuration ``config``, or on the model
-    that ``overrides`` name."""
+    """The recipe ``path``; without one, TwinFlow as its authors train a model of 20 B on the published configuration
+    ``config``, or with our defaults on the model that ``overrides`` name."""
     if path is not None:
         return load_recipe(path, overrides)
     if config is None and not overrides:
@@ -48,7 +48,7 @@ def recipe_for(path: Path | None, overrides: Sequence[str], *, config: str | Non
     layer = {
         "model": {"path": config, "dtype": "bf16"},
         "data": {"kind": "folder", "path": "pictures", "size": Backbone.published(config).size},
-        "objective": {"name": "twinflow", "teacher": "self"},
+        "objective": {"name": "twinflow", "preset": "paper_qwen"},
         "ema": {"decay": 0},
         "train": {"steps": 10000, "batch": 4},
         "output": "runs/plan",

@@ -7,6 +7,7 @@ from typing import Any
 
 from twinflow.objectives import STUDENT, TwinFlow
 from twinflow.objectives.dmd2 import DMD2
+from twinflow.objectives.presets import preset
 from twinflow.planner.plan import Plan
 from twinflow.planner.planner import Planner
 
@@ -33,7 +34,7 @@ def compare(planner: Planner, plan: Plan) -> list[Row]:
     guidance = getattr(planner.objective, "guidance", 0.0)
     method: Any
     if planner.objective.networks():
-        name, method, teacher = "TwinFlow", TwinFlow(teacher="self"), "self"
+        name, method, teacher = "TwinFlow", TwinFlow(**preset("twinflow", "paper_qwen")), "self"
     else:
         name, method, teacher = "DMD2", DMD2(times=(1.0,), guidance=guidance), "frozen"
     rival = planner.under(method)

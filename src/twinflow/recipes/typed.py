@@ -15,8 +15,8 @@ from twinflow.recipes.data import DigitsData, PictureData, PromptsData, ShapeWor
 from twinflow.recipes.load import DATA_KINDS, changed_recipe, load_recipe, parse_overrides
 from twinflow.recipes.sections import Recipe
 
-# What won here; a length and a batch that a model of any size can begin with.
-OBJECTIVE = {"name": "twinflow", "preset": "tuned"}
+OBJECTIVE = {"name": "twinflow"}  # its defaults are what won here
+# A length and a batch that a model of any size can begin with.
 TRAIN = {"steps": 3000, "batch": 16}
 LARGEST = 512  # pixels a side, where nobody says
 SOURCE = "the command line"
@@ -43,7 +43,7 @@ def names_recipe(arguments: Sequence[str]) -> bool:
 
 
 def typed_recipe(changes: Sequence[str]) -> Recipe:
-    """TwinFlow with the preset ``tuned``, as ``changes`` (``"model=PATH"``, ``"data=PATH"``, ``"a.b=c"``) say.
+    """TwinFlow, as ``changes`` (``"model=PATH"``, ``"data=PATH"``, ``"a.b=c"``) say.
 
     ``data=`` is a folder of pictures; a file, a pattern, or the name of a data set on the hub is a table; ``.txt``
     are prompts. The output is ``runs/`` and the name of the model. ``TwinflowError`` says what is missing.
@@ -62,8 +62,7 @@ def typed_recipe(changes: Sequence[str]) -> Recipe:
         )
     path = str(model["path"])
     layer: dict[str, Any] = {
-        # A preset is all of its settings, ours are none of them.
-        "objective": {"name": "twinflow"} if "preset" in _section(typed, "objective") else dict(OBJECTIVE),
+        "objective": dict(OBJECTIVE),
         "train": dict(TRAIN),
         "output": f"runs/{_name(path)}",
     }
