@@ -16,7 +16,8 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe in YAML; or changes alone, to TwinFlow's defaults on model=… or --config."
+            help="A recipe in YAML; or changes alone, to TwinFlow's defaults on model=…, or its authors' "
+            "settings for 20 B on --config."
         ),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it: train.batch=8 …")] = None,
