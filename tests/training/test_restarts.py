@@ -116,7 +116,7 @@ class Failing(TwinFlow):
 
 with joined(cuda=False):
     recipe = tiny_recipe(sys.argv[1], parallel={"mode": "shard"})
-    Trainer(recipe, TinyPipeline(), Colors(), objective=Failing(guidance=0.3)).run()
+    Trainer(recipe, TinyPipeline(), Colors(), objective=Failing(guidance=0.3, teacher="ema")).run()
 """
 
 
@@ -165,7 +165,7 @@ def train(name, built=None):
 with joined(cuda=False):
     train("straight")
     dcp.HuggingFaceStorageWriter.write_data = write_or_wait
-    train("killed", Killed(guidance=0.3, teacher="ema"))
+    train("killed", Killed(guidance=0.3, teacher="ema", longest_jump=None))
 """
 
 

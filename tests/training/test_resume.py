@@ -118,7 +118,7 @@ def test_the_pipeline_is_that_of_the_last_step(tmp_path: Path, straight: RunResu
 
 
 def test_metrics_have_each_step_once(tmp_path: Path) -> None:
-    failing = FailingTwinFlow(guidance=0.3, teacher="ema")
+    failing = FailingTwinFlow(guidance=0.3, teacher="ema", longest_jump=None)
     with pytest.raises(PowerCut):
         train(tmp_path, built=failing)
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6]
@@ -134,7 +134,7 @@ def test_pictures_of_what_is_done_again_are_dropped_from_tensorboard(tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = {"log": {"every": 1, "tensorboard": True}, "checkpoint": {"every": 0}}
-    failing = FailingTwinFlow(guidance=0.3, teacher="ema")
+    failing = FailingTwinFlow(guidance=0.3, teacher="ema", longest_jump=None)
     with pytest.raises(PowerCut):
         train(tmp_path, built=failing, **settings)
     train(tmp_path, train={"steps": 5}, **settings)
