@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_self_teacher_takes_four_calls_and_at_most_four_and_a_quarter_rows_each(
         ({"teacher": "self", "order": 1}, 3, 0),
         ({"teacher": "self", "order": 3}, 5, 0),
         ({"teacher": "self", "longest_jump": 0.25}, 6, 0),
+        (preset("twinflow", "tuned"), 6, 1),
         ({"teacher": "self", "guidance": 0.0}, 4, 0),
         ({"teacher": "ema", "guidance": 0.0}, 3, 2),
         ({"teacher": "self", "rectify": 0.0}, 4, 0),
@@ -74,6 +76,17 @@ def test_rows_on_average_are_those_of_the_derivation() -> None:
         _, student, _ = record(objective, 64, seed=seed)
         rows += student.rows
     assert rows / (50 * 64) == pytest.approx(0.25 + 1 + 2 * 0.6055 + 0.5 + 1, abs=0.02)
+
+
+def test_our_defaults_take_half_a_row_more_for_the_jumps_beyond_half_the_way() -> None:
+    rows = 0
+    for seed in range(50):
+        _, student, teacher = record(TwinFlow(), 64, seed=seed)
+        rows += student.rows + teacher.rows
+    # A third jump where t - r - delta > 0.5, a fourth where it is > 0.75: all one_step rows, and of the any_step ones,
+    # where t and r / t are uniform, P(t - r > a) = 1 - a + a ln a.
+    far = [0.25 + 0.25 * (1 - a + a * math.log(a)) for a in (0.51, 0.76)]
+    assert rows / (50 * 64) == pytest.approx(0.25 + 1 + 2 * 0.6055 + 0.5 + 1 + sum(far), abs=0.02)
 
 
 def test_a_call_without_rows_is_skipped_unless_in_lockstep() -> None:
